@@ -1,0 +1,165 @@
+"""The canonical vocabulary: every op a pass or a backend may meet, once, with what is true of it.
+
+Tensor inputs are positional; attributes are keywords, always all present. Ops with parameters are
+calls of a module; all others are calls of the function in `FUNCTIONS`. A node outside this table
+is a *foreign* op: a boundary that stays float and is listed, never rewritten.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fuseq.program import Program
+
+slice_tensor = torch.ops.aten.slice.Tensor
+slice_scatter = torch.ops.aten.slice_scatter.default
+sym_size = torch.ops.aten.sym_size.int
+
+MODULES: dict[type[nn.Module], str] = {
+    nn.Conv2d: "conv2d",
+    nn.ConvTranspose2d: "conv_transpose2d",
+    nn.Linear: "linear",
+    nn.BatchNorm2d: "batch_norm",
+    nn.BatchNorm1d: "batch_norm1d",
+    nn.InstanceNorm2d: "instance_norm",
+    nn.GroupNorm: "group_norm",
+    nn.LayerNorm: "layer_norm",
+    nn.PReLU: "prelu",
+}
+
+FUNCTIONS: dict[Callable[..., Any], str] = {
+    torch.add: "add",
+    torch.sub: "sub",
+    torch.mul: "mul",
+    torch.div: "div",
+    torch.cat: "concat",
+    torch.matmul: "matmul",
+    torch.relu: "relu",
+    torch.clamp: "clamp",
+    torch.sigmoid: "sigmoid",
+    torch.tanh: "tanh",
+    F.leaky_relu: "leaky_relu",
+    F.hardsigmoid: "hardsigmoid",
+    F.hardswish: "hardswish",
+    F.silu: "silu",
+    F.gelu: "gelu",
+    F.softmax: "softmax",
+    F.max_pool2d: "max_pool",
+    F.avg_pool2d: "avg_pool",
+    F.adaptive_avg_pool2d: "adaptive_avg_pool",
+    F.interpolate: "interpolate",
+    F.pixel_shuffle: "pixel_shuffle",
+    F.pixel_unshuffle: "pixel_unshuffle",
+    F.pad: "pad",
+    torch.mean: "mean",
+    torch.reshape: "reshape",
+    torch.permute: "permute",
+    torch.unsqueeze: "unsqueeze",
+    slice_tensor: "slice",
+    slice_scatter: "slice_scatter",
+}
+
+ATTRIBUTES: dict[str, frozenset[str]] = {
+    name: frozenset(attributes.split())
+    for name, attributes in {
+        "add": "", "sub": "", "mul": "", "div": "", "matmul": "", "relu": "", "sigmoid": "",
+        "tanh": "", "hardsigmoid": "", "hardswish": "", "silu": "",
+        "concat": "dim",
+        "clamp": "min max",
+        "leaky_relu": "negative_slope",
+        "gelu": "approximate",
+        "softmax": "dim",
+        "max_pool": "kernel_size stride padding dilation ceil_mode",
+        "avg_pool": "kernel_size stride padding ceil_mode count_include_pad divisor_override",
+        "adaptive_avg_pool": "output_size",
+        "interpolate": "size scale_factor mode align_corners",
+        "pixel_shuffle": "upscale_factor",
+        "pixel_unshuffle": "downscale_factor",
+        "pad": "pad mode value",
+        "mean": "dim keepdim",
+        "reshape": "shape",
+        "permute": "dims",
+        "unsqueeze": "dim",
+        "slice": "dim start end step",
+        "slice_scatter": "dim start end step",
+    }.items()
+}  # fmt: skip
+
+SHAPE_ARITHMETIC = frozenset(
+    (sym_size, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod)
+)
+
+
+@dataclass(frozen=True)
+class Op:
+    """What is true of an op whatever the target.
+
+    Attributes:
+        name: as text forms, errors and profiles spell it.
+        affine: output is affine in the input (batch norm in eval; a product with a constant).
+        moves: output values are a selection of input values (and a fill), so they can share a grid.
+        bounds: output range whatever the input, or None.
+    """
+
+    name: str
+    affine: bool = False
+    moves: bool = False
+    bounds: tuple[float, float] | None = None
+
+
+_AFFINE = frozenset(
+    "conv2d conv_transpose2d linear batch_norm batch_norm1d add sub mul div concat avg_pool "
+    "pixel_shuffle pixel_unshuffle pad mean reshape permute unsqueeze slice slice_scatter".split()
+)
+_MOVES = frozenset(
+    "max_pool pixel_shuffle pixel_unshuffle pad reshape permute unsqueeze slice".split()
+)
+_BOUNDS = {"sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0)}
+
+VOCABULARY: dict[str, Op] = {
+    name: Op(name, name in _AFFINE, name in _MOVES, _BOUNDS.get(name))
+    for name in (*MODULES.values(), *FUNCTIONS.values())
+}
+
+
+def name_of(program: Program, node: fx.Node) -> str:
+    """Canonical name of a node's op.
+
+    Returns:
+        A key of `VOCABULARY`, or "input", "output", "constant", "shape" (integer arithmetic on
+        sizes), or `foreign:<target>`.
+    """
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "output":
+        return "output"
+    if node.op == "get_attr":
+        return "constant"
+    if node.op == "call_module":
+        return MODULES.get(type(program.get(node)), f"foreign:{type(program.get(node)).__name__}")
+    if node.target in FUNCTIONS:
+        return FUNCTIONS[node.target]  # type: ignore[index]
+    if node.target in SHAPE_ARITHMETIC:
+        return "shape"
+    return f"foreign:{node.target if isinstance(node.target, str) else _spelled(node.target)}"
+
+
+def _spelled(target: Any) -> str:
+    return str(getattr(target, "__name__", None) or target)
+
+
+def describe(program: Program, node: fx.Node) -> Op | None:
+    """What is known of a node's op, or None for a foreign op, an input or a constant."""
+    return VOCABULARY.get(name_of(program, node))
+
+
+def count(program: Program, *names: str) -> int:
+    """Number of nodes whose op has one of the names."""
+    return sum(name_of(program, node) in names for node in program.graph.nodes)

@@ -1,0 +1,186 @@
+"""`Program`: a model as one graph in the canonical vocabulary of `fuseq.ops`.
+
+A program owns its `torch.fx.GraphModule`. A pass edits a clone of the program it is given;
+nobody else edits one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+if TYPE_CHECKING:
+    from fuseq.quant.table import QuantizationTable
+
+
+@dataclass(frozen=True)
+class SourceLocation:
+    """Line of the user's model that a node was traced from."""
+
+    file: str
+    line: int
+    code: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file.rsplit('/', 1)[-1]}:{self.line}"
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did to a program.
+
+    Attributes:
+        name: the pass and its options, as it is spelled on the command line.
+        rewrites: how many rewrites it reports.
+        details: what the pass noted (fusion certificates, refusals), in its own types.
+        error: measured distance from the program before, by the pass's promise.
+    """
+
+    name: str
+    rewrites: int
+    details: tuple[Any, ...] = ()
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a program was captured from: the user's module, untouched, and the front end used.
+
+    Attributes:
+        module: the user's own module (weights shared, never edited).
+        front_end: "export" or "fx".
+        dynamic: (input index, dimension) pairs that may change from call to call.
+        notes: what capture did that the user should know, one sentence each.
+    """
+
+    module: nn.Module
+    front_end: str
+    dynamic: tuple[tuple[int, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Program:
+    """A captured model.
+
+    Attributes:
+        module: the graph, in the canonical vocabulary; callable.
+        example_inputs: float tensors the model was captured with, never edited.
+        origin: the user's model and how it was captured.
+        input_names: one name per graph input.
+        output_names: one name per graph output tensor, in flattened order.
+        history: one record per pass that ran.
+        quantization: grids and integers, once `quantize` ran.
+        notes: details the running pass leaves for its record (see `note`).
+    """
+
+    module: fx.GraphModule
+    example_inputs: tuple[Tensor, ...]
+    origin: Origin
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    history: tuple[PassRecord, ...] = ()
+    quantization: QuantizationTable | None = None
+    notes: list[Any] = field(default_factory=list)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of `module`."""
+        return self.module.graph
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Run the program. A quantized one runs in integers, with its profile's arithmetic."""
+        if self.quantization is None:
+            return self.module(*inputs)
+        from fuseq.quant.executor import execute
+
+        return execute(self, inputs).result
+
+    def clone(self) -> Program:
+        """A program with its own graph, weights and metadata; the origin stays shared."""
+        return Program(
+            module=copy.deepcopy(self.module),
+            example_inputs=self.example_inputs,
+            origin=self.origin,
+            input_names=self.input_names,
+            output_names=self.output_names,
+            history=self.history,
+            quantization=self.quantization,
+        )
+
+    def twin(self, dtype: torch.dtype) -> Program:
+        """A clone with weights and example inputs of another floating dtype."""
+        other = self.clone()
+        other.module.to(dtype)
+        other.example_inputs = tuple(
+            x.to(dtype) if x.is_floating_point() else x for x in self.example_inputs
+        )
+        return other
+
+    def note(self, detail: Any) -> None:
+        """Leave a detail (a certificate, a refusal) for the record of the running pass."""
+        self.notes.append(detail)
+
+    def details(self, kind: type) -> Iterator[Any]:
+        """Every detail of one type in the history, oldest first."""
+        for record in self.history:
+            yield from (detail for detail in record.details if isinstance(detail, kind))
+
+    def get(self, node: fx.Node) -> nn.Module:
+        """Module that a `call_module` node calls."""
+        return self.module.get_submodule(str(node.target))
+
+    def constant(self, node: fx.Node) -> Tensor:
+        """Tensor that a `get_attr` node names."""
+        owner, _, name = str(node.target).rpartition(".")
+        tensor: Tensor = getattr(self.module.get_submodule(owner), name)
+        return tensor
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Shape of a node's value at the example inputs."""
+        shape: tuple[int, ...] = node.meta["shape"]
+        return shape
+
+    def source(self, node: fx.Node) -> str:
+        """`file:line` of a node, or the empty string."""
+        location = node.meta.get("source")
+        return str(location) if location else ""
+
+    def where(self, node: fx.Node) -> str:
+        """A node as errors name it: name, module path and source line."""
+        scope, source = node.meta.get("scope"), self.source(node)
+        return f"`{node.name}`" + (f" in {scope}" if scope else "") + (f" ({source})" if source else "")
+
+    def insert_module(self, name: str, module: nn.Module, anchor: fx.Node, *inputs: fx.Node) -> fx.Node:
+        """Call a new module just before `anchor`, with the anchor's shape, source and scope.
+
+        Args:
+            name: wished path; made unique if it is taken.
+            module: a module of the canonical vocabulary.
+            anchor: the node whose place, source and shape the new one takes.
+            *inputs: tensor arguments.
+
+        Returns:
+            The new node. The anchor is left for the caller to replace.
+        """
+        name = name.replace(".", "_")
+        unique, count = name, 1
+        while hasattr(self.module, unique):
+            unique, count = f"{name}_{count}", count + 1
+        self.module.add_submodule(unique, module)
+        with self.graph.inserting_before(anchor):
+            node = self.graph.call_module(unique, inputs)
+        node.meta = dict(anchor.meta)
+        return node
+
+    def clean(self) -> None:
+        """Drop dead nodes and unused modules, lint and recompile."""
+        self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        self.module.delete_all_unused_submodules()
+        self.graph.lint()
+        self.module.recompile()

@@ -1,0 +1,1 @@
+"""Quantization: grids, observers, the table of parameters, and the integer executor."""

@@ -1,0 +1,143 @@
+"""The one definition of a quantization grid.
+
+A grid maps integers to reals and back:
+
+    real = scale * (q - zero_point)                                  (dequantize)
+    q    = clamp(rint(real / scale) + zero_point, qmin, qmax)        (quantize)
+
+with `rint` rounding halves to even, all in float32 (Jacob et al., CVPR 2018, eq. 1; ONNX
+QuantizeLinear). Weights are symmetric int8 in [-127, 127], one scale per output channel; the
+unused -128 keeps the grid symmetric. Activations are affine, one scale per tensor; their range
+always holds zero, so that padding and ReLU are exact. Biases are int32 at
+`float32(scale_x * scale_w)`, zero point 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LIMITS: dict[str, tuple[int, int]] = {
+    "uint8": (0, 255),
+    "int8": (-128, 127),
+    "uint16": (0, 65535),
+    "int16": (-32768, 32767),
+    "int32": (-(2**31), 2**31 - 1),
+}
+
+SMALLEST_SCALE = 2.0**-100
+"""Scale of a value that is always zero: any positive float32 does, a product of two must not
+underflow."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A quantization grid.
+
+    Attributes:
+        scale: float32, positive; 0-d, or `[channels]` along `axis`.
+        zero_point: int32 of the same shape, within the dtype's limits.
+        dtype: a key of `LIMITS`.
+        axis: channel dimension of a per-channel grid, None for one grid per tensor.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    dtype: str
+    axis: int | None = None
+
+    @property
+    def qmin(self) -> int:
+        """Smallest integer of the dtype."""
+        return LIMITS[self.dtype][0]
+
+    @property
+    def qmax(self) -> int:
+        """Largest integer of the dtype."""
+        return LIMITS[self.dtype][1]
+
+    def __eq__(self, other: object) -> bool:
+        """Equal bit for bit."""
+        return (
+            isinstance(other, Grid)
+            and (self.dtype, self.axis) == (other.dtype, other.axis)
+            and torch.equal(self.scale, other.scale)
+            and torch.equal(self.zero_point, other.zero_point)
+        )
+
+    def __hash__(self) -> int:
+        """Consistent with equality."""
+        return hash((self.dtype, self.axis, tuple(self.scale.reshape(-1).tolist())))
+
+    def __str__(self) -> str:
+        """`uint8 scale=0.0123 zero_point=7`, as text forms show it."""
+        if self.axis is not None:
+            return f"{self.dtype} per-channel[{self.scale.numel()}]"
+        return f"{self.dtype} scale={float(self.scale):.6g} zero_point={int(self.zero_point)}"
+
+    def quantize(self, real: Tensor) -> Tensor:
+        """Nearest integers, as int32.
+
+        Args:
+            real: float tensor.
+        """
+        scale, zero_point = self._shaped(real)
+        q = torch.round(real.float() / scale) + zero_point
+        return q.clamp(self.qmin, self.qmax).to(torch.int32)
+
+    def dequantize(self, q: Tensor) -> Tensor:
+        """Reals of integers, as float32."""
+        scale, zero_point = self._shaped(q)
+        return (q - zero_point).float() * scale
+
+    def _shaped(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        if self.axis is None:
+            return self.scale, self.zero_point
+        shape = [1] * like.dim()
+        shape[self.axis] = -1
+        return self.scale.reshape(shape), self.zero_point.reshape(shape)
+
+
+def affine_grid(low: float, high: float, dtype: str) -> Grid:
+    """Per-tensor grid that covers a range.
+
+    Args:
+        low: smallest real; the range is widened to hold zero.
+        high: largest real.
+        dtype: an 8 or 16 bit key of `LIMITS`.
+
+    Returns:
+        The grid with `scale = (high - low) / (qmax - qmin)` and the zero point that puts zero
+        exactly on the grid.
+    """
+    qmin, qmax = LIMITS[dtype]
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = torch.tensor(max((high - low) / (qmax - qmin), SMALLEST_SCALE), dtype=torch.float32)
+    zero_point = qmin - round(low / float(scale))
+    return Grid(scale, torch.tensor(min(max(zero_point, qmin), qmax), dtype=torch.int32), dtype)
+
+
+def symmetric_grid(weight: Tensor, axis: int) -> Grid:
+    """Per-channel int8 grid of a weight: `scale = max|w| / 127`, zero point 0.
+
+    Args:
+        weight: float tensor.
+        axis: output-channel dimension.
+    """
+    other = [d for d in range(weight.dim()) if d != axis]
+    largest = weight.detach().abs().amax(other).double()
+    scale = (largest / 127).clamp_min(SMALLEST_SCALE).float()
+    return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), "int8", axis)
+
+
+def quantize_weight(weight: Tensor, grid: Grid) -> Tensor:
+    """Integers of a weight, int8, never -128."""
+    return grid.quantize(weight).clamp(-127, 127).to(torch.int8)
+
+
+def bias_grid(input_grid: Grid, weight_grid: Grid) -> Grid:
+    """Grid of a bias: int32 at `float32(scale_x * scale_w)`, one scale per output channel."""
+    scale = input_grid.scale * weight_grid.scale
+    return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), "int32", 0)

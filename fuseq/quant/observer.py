@@ -1,0 +1,172 @@
+"""Observers: what range a value takes, from a stream of batches, in constant memory.
+
+Min-max and moving average keep two numbers. Percentile and MSE keep a histogram whose range
+doubles when a batch leaves it: neighbouring bins merge in pairs, so counts stay exact and memory
+does not grow with the number of images.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fuseq.quant.grid import LIMITS
+
+BINS = 4096
+
+
+class Observer(ABC):
+    """Watches one value.
+
+    Attributes:
+        seen: number of elements seen so far.
+    """
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def update(self, batch: Tensor) -> None:
+        """See one more batch (float, any shape)."""
+        if batch.numel():
+            self.seen += batch.numel()
+            self._update(batch.detach().float().reshape(-1))
+
+    @abstractmethod
+    def _update(self, values: Tensor) -> None: ...
+
+    @abstractmethod
+    def range(self, dtype: str) -> tuple[float, float]:
+        """Range `(low, high)` to quantize to `dtype`; only meaningful once `seen > 0`."""
+
+
+class MinMaxObserver(Observer):
+    """The smallest and largest value ever seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = float("inf"), float("-inf")
+
+    def _update(self, values: Tensor) -> None:
+        low, high = values.aminmax()
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+
+    def range(self, dtype: str) -> tuple[float, float]:
+        """Observed extremes."""
+        return self.low, self.high
+
+
+class MovingAverageObserver(Observer):
+    """Exponential average of each batch's extremes: `m <- m + c (batch - m)`."""
+
+    def __init__(self, constant: float = 0.01) -> None:
+        """Args:
+        constant: weight `c` of a new batch, in (0, 1].
+        """
+        super().__init__()
+        self.constant = constant
+        self.low = self.high = float("nan")
+
+    def _update(self, values: Tensor) -> None:
+        low, high = (float(v) for v in values.aminmax())
+        if self.low != self.low:
+            self.low, self.high = low, high
+        self.low += self.constant * (low - self.low)
+        self.high += self.constant * (high - self.high)
+
+    def range(self, dtype: str) -> tuple[float, float]:
+        """Averaged extremes."""
+        return self.low, self.high
+
+
+class HistogramObserver(Observer):
+    """Counts over `[-limit, limit]`, `BINS` bins, exact extremes beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limit = 0.0
+        self.counts = torch.zeros(BINS, dtype=torch.float64)
+        self.low, self.high = float("inf"), float("-inf")
+
+    def _update(self, values: Tensor) -> None:
+        low, high = (float(v) for v in values.aminmax())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        largest = max(abs(low), abs(high))
+        if self.limit == 0.0:
+            self.limit = largest
+        while largest > self.limit > 0.0:
+            self._double()
+        if self.limit > 0.0:
+            self.counts += torch.histc(values, BINS, -self.limit, self.limit).double()
+
+    def _double(self) -> None:
+        merged = self.counts.reshape(-1, 2).sum(1)
+        self.counts = torch.zeros_like(self.counts)
+        self.counts[BINS // 4 : 3 * BINS // 4] = merged
+        self.limit *= 2
+
+    def centers(self) -> Tensor:
+        """Middle of each bin, float64 `[BINS]`."""
+        width = 2 * self.limit / BINS
+        return -self.limit + width * (torch.arange(BINS, dtype=torch.float64) + 0.5)
+
+
+class PercentileObserver(HistogramObserver):
+    """The range that leaves out a share of the values at each end."""
+
+    def __init__(self, percentile: float = 99.99) -> None:
+        """Args:
+        percentile: share of values inside the range, in percent; the rest is cut half at each end.
+        """
+        super().__init__()
+        self.percentile = percentile
+
+    def range(self, dtype: str) -> tuple[float, float]:
+        """Quantiles of the histogram, never wider than the extremes."""
+        if self.limit == 0.0:
+            return 0.0, 0.0
+        cumulative = self.counts.cumsum(0) / self.counts.sum()
+        tail = (100 - self.percentile) / 200
+        width = 2 * self.limit / BINS
+        first = int(torch.searchsorted(cumulative, tail, right=True))
+        last = int(torch.searchsorted(cumulative, 1 - tail))
+        low = -self.limit + width * min(first, BINS - 1)
+        high = -self.limit + width * (min(last, BINS - 1) + 1)
+        return max(low, self.low), min(high, self.high)
+
+
+class MseObserver(HistogramObserver):
+    """The range whose grid has the smallest mean squared error on the histogram.
+
+    The extremes are shrunk independently over a grid of factors; error is rounding inside the
+    range plus clipping outside it.
+    """
+
+    def range(self, dtype: str) -> tuple[float, float]:
+        """Best of 32 x 32 shrunk ranges (one end only where the other is zero)."""
+        if self.limit == 0.0:
+            return 0.0, 0.0
+        keep = self.counts > 0
+        centers, counts = self.centers()[keep], self.counts[keep]
+        levels = LIMITS[dtype][1] - LIMITS[dtype][0]
+        factors = torch.linspace(1.0, 0.3, 32, dtype=torch.float64)
+        low, high = min(self.low, 0.0), max(self.high, 0.0)
+        best, chosen = float("inf"), (low, high)
+        for bottom in (factors * low).tolist() if low < 0 else [0.0]:
+            for top in (factors * high).tolist() if high > 0 else [0.0]:
+                scale = max((top - bottom) / levels, 1e-38)
+                rounded = (torch.round((centers - bottom) / scale) * scale + bottom).clamp(bottom, top)
+                error = float((counts * (rounded - centers) ** 2).sum())
+                if error < best:
+                    best, chosen = error, (bottom, top)
+        return chosen
+
+
+OBSERVERS: dict[str, Callable[[], Observer]] = {
+    "minmax": MinMaxObserver,
+    "moving-average": MovingAverageObserver,
+    "percentile": PercentileObserver,
+    "mse": MseObserver,
+}

@@ -1,0 +1,44 @@
+"""Shapes of every value of a program, found by running it on fake tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fuseq.errors import FuseqError
+from fuseq.program import Program
+
+
+def propagate(program: Program) -> None:
+    """Set `meta["shape"]` and `meta["dtype"]` of each node, at the program's example inputs.
+
+    Raises:
+        FuseqError: FQ203 naming the first node that cannot run.
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake, torch.no_grad():
+        inputs = [fake.from_tensor(x, static_shapes=True) for x in program.example_inputs]
+        _Recorder(program).run(*inputs)
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, program: Program) -> None:
+        super().__init__(program.module)
+        self.extra_traceback = False
+        self.program = program
+
+    def run_node(self, node: fx.Node) -> Any:
+        try:
+            result = super().run_node(node)
+        except Exception as error:
+            raise FuseqError(
+                "FQ203",
+                f"{self.program.where(node)} cannot run: {str(error).splitlines()[0]}",
+                fix="the pass before this built a node whose operands do not fit",
+            ) from error
+        if isinstance(result, Tensor):
+            node.meta["shape"], node.meta["dtype"] = tuple(result.shape), result.dtype
+        return result
