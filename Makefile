@@ -1,0 +1,42 @@
+# `make demo` and `make test` do all the set-up on a fresh machine: Python >= 3.11 and pip suffice.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+JOBS ?= 2
+
+.PHONY: demo test lint types walls tests clean
+.DEFAULT_GOAL := test
+
+# torch first and by itself: the packages built against it then find the pinned version in place.
+$(READY): pyproject.toml setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/fuseq lower examples/sisr_x3/model.py --backend onnx -o build/sisr --force
+	@echo "The bundle is in $(CURDIR)/build/sisr"
+
+test: lint types walls tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Each example is a program of its own, with its own directory on the path.
+types: $(READY)
+	$(BIN)/mypy
+	for example in examples/*/; do MYPYPATH=$$example $(BIN)/mypy $$example || exit 1; done
+
+walls: $(READY)
+	$(BIN)/lint-imports --no-cache
+
+# One thread a worker: the workers already fill the cores.
+tests: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q
+
+clean:
+	rm -rf build dist *.egg-info
