@@ -1,0 +1,125 @@
+"""A pipeline as text: `fuse-affine,my-pass{level=2,name="x"}`.
+
+The options of a pass are the fields of its dataclass. A field that holds data (calibration images,
+a target's profile) is declared with `repr=False`; it has no spelling and is filled by the caller.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from fuseq import plugins
+from fuseq.errors import FuseqError
+
+if TYPE_CHECKING:
+    from fuseq.rewrite import Pass
+
+_SPELLING = 'spell it name{option=value,option="text"}'
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+def parse_passes(text: str, **data: Any) -> list[Pass]:
+    """Passes from their spelling.
+
+    Args:
+        text: `name,name{option=value,...}`.
+        **data: values for the data fields of these names, in the passes that have them.
+
+    Raises:
+        FuseqError: FQ007 for an unknown pass; FQ012 for options that a pass does not have or take;
+            FQ010 and FQ011 from the registry.
+    """
+    return [_parse_pass(part.strip(), data) for part in _split(text)]
+
+
+def _parse_pass(text: str, data: dict[str, Any]) -> Pass:
+    match = re.fullmatch(r"(?P<name>[^{}]+?)\s*(\{(?P<options>.*)\})?", text, re.DOTALL)
+    if not match:
+        raise FuseqError("FQ012", f"cannot read the pass '{text}'", fix=_SPELLING)
+    name, kind = match["name"], plugins.load("passes", match["name"])
+    expected = option_types(kind)
+    options: dict[str, Any] = {}
+    for part in _split(match["options"] or ""):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise FuseqError("FQ012", f"cannot read the option '{part}' of '{name}'", fix=_SPELLING)
+        if key not in expected:
+            raise FuseqError(
+                "FQ012",
+                f"pass '{name}' has no option '{key}'",
+                why=f"its options are: {', '.join(expected) or 'none'}",
+                fix=plugins.did_you_mean(key, expected) or f"`fuseq passes {name}` describes them",
+            )
+        options[key] = _typed(f"option '{key}' of pass '{name}'", value, expected[key])
+    fields = {field.name for field in dataclasses.fields(kind)} - expected.keys()
+    given = {key: value for key, value in data.items() if key in fields}
+    try:
+        step: Pass = kind(**options, **given)
+    except (TypeError, ValueError) as error:
+        raise FuseqError(
+            "FQ012", f"pass '{name}' does not take these options: {error}", fix=_SPELLING
+        ) from error
+    return step
+
+
+def option_types(kind: type[Pass]) -> dict[str, Any]:
+    """Options of a pass class: the declared type of each field that is no data field."""
+    if not dataclasses.is_dataclass(kind):
+        return {}
+    declared = {f.name: f.type for f in dataclasses.fields(kind) if f.init and f.repr}
+    holder = types.SimpleNamespace(__annotations__=declared)
+    return typing.get_type_hints(holder, vars(sys.modules[kind.__module__]))
+
+
+def _split(text: str) -> Iterator[str]:
+    """Parts between the commas that are in no bracket and no quotes."""
+    part, depth, quote = "", 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        elif char == "," and depth == 0:
+            yield part
+            part = ""
+            continue
+        else:
+            depth += (char in "([{") - (char in ")]}")
+        part += char
+    if quote or depth:
+        raise FuseqError("FQ012", f"a bracket or quote is left open in '{text}'", fix=_SPELLING)
+    if part.strip():
+        yield part
+
+
+def _typed(option: str, text: str, wanted: Any) -> Any:
+    try:
+        value = _WORDS[text.lower()] if text.lower() in _WORDS else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text  # a bare word is a string
+    if type(value) is int and not _accepts(wanted, value) and _accepts(wanted, 0.0):
+        value = float(value)
+    if not _accepts(wanted, value):
+        shown = wanted.__name__ if isinstance(wanted, type) else wanted
+        raise FuseqError("FQ012", f"{option} takes {shown}, not {text}", fix=_SPELLING)
+    return value
+
+
+def _accepts(wanted: Any, value: Any) -> bool:
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        return any(_accepts(choice, value) for choice in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple and isinstance(value, tuple):
+        if arguments[1:] == (Ellipsis,):
+            arguments = arguments[:1] * len(value)
+        return len(value) == len(arguments) and all(map(_accepts, arguments, value))
+    return type(value) is wanted

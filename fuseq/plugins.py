@@ -1,0 +1,116 @@
+"""Passes, backends and runners by name, found through entry points.
+
+Ours and anybody's come through the same door: a distribution names a class under the entry-point
+group `fuseq.passes`, `fuseq.backends` or `fuseq.runners`. Listing imports nothing; this module
+imports no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fuseq.errors import FuseqError
+
+Kind = Literal["passes", "backends", "runners"]
+_ONE: dict[Kind, str] = {"passes": "pass", "backends": "backend", "runners": "runner"}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One registered class, not imported yet.
+
+    Attributes:
+        kind: what it is.
+        name: as commands and pipelines spell it.
+        value: `package.module:Class`.
+        distribution: the installed package that registers it.
+        version: of that package.
+    """
+
+    kind: Kind
+    name: str
+    value: str
+    distribution: str
+    version: str
+
+    def load(self) -> Any:
+        """Import the class.
+
+        Raises:
+            FuseqError: FQ011 if the import fails or gives something else.
+        """
+        entry = importlib.metadata.EntryPoint(self.name, self.value, f"fuseq.{self.kind}")
+        try:
+            loaded = entry.load()
+        except Exception as error:
+            raise self._broken(f"{type(error).__name__}: {error}") from error
+        if not isinstance(loaded, type) or getattr(loaded, "name", None) != self.name:
+            raise self._broken(f"it is not a class whose `name` is '{self.name}'")
+        return loaded
+
+    def _broken(self, why: str) -> FuseqError:
+        return FuseqError(
+            "FQ011",
+            f"{_ONE[self.kind]} '{self.name}' cannot be loaded",
+            where=f"{self.value}, registered by {self.distribution} {self.version}",
+            why=why,
+            fix=f"mend or uninstall {self.distribution}",
+        )
+
+
+def available(kind: Kind) -> dict[str, Plugin]:
+    """Everything registered of one kind, by name in alphabetical order; imports nothing.
+
+    Raises:
+        FuseqError: FQ010 if two distributions register one name.
+    """
+    found: dict[str, Plugin] = {}
+    for entry in importlib.metadata.entry_points(group=f"fuseq.{kind}"):
+        owner = entry.dist
+        name, version = (owner.name, owner.version) if owner else ("?", "?")
+        plugin = Plugin(kind, entry.name, entry.value, name, version)
+        other = found.setdefault(entry.name, plugin)
+        if other is not plugin:
+            raise FuseqError(
+                "FQ010",
+                f"two distributions register the {_ONE[kind]} '{entry.name}'",
+                where=f"{other.distribution} ({other.value}) and {name} ({entry.value})",
+                fix=f"uninstall {other.distribution} or {name}, or rename one",
+            )
+    return dict(sorted(found.items()))
+
+
+def find(kind: Kind, name: str) -> Plugin:
+    """The plugin of a name.
+
+    Raises:
+        FuseqError: FQ007 with close names if there is none; FQ010.
+    """
+    plugins = available(kind)
+    if name in plugins:
+        return plugins[name]
+    raise FuseqError(
+        "FQ007",
+        f"unknown {_ONE[kind]} '{name}'",
+        why=f"known are {', '.join(plugins) or 'none'}",
+        fix=did_you_mean(name, plugins) or f"`fuseq {kind}` lists them",
+    )
+
+
+def load(kind: Kind, name: str) -> Any:
+    """The class of a name.
+
+    Raises:
+        FuseqError: FQ007, FQ010, FQ011.
+    """
+    return find(kind, name).load()
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The closest known name as a question, if one is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else None
