@@ -14,13 +14,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fuseq.program import Program
 
 slice_tensor = torch.ops.aten.slice.Tensor
 slice_scatter = torch.ops.aten.slice_scatter.default
 sym_size = torch.ops.aten.sym_size.int
+
+
+
+def requantize(x: Tensor) -> Tensor:
+    """Identity in float; in integers, a move from one grid to another."""
+    return x
+
 
 MODULES: dict[type[nn.Module], str] = {
     nn.Conv2d: "conv2d",
@@ -64,13 +71,14 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
     torch.unsqueeze: "unsqueeze",
     slice_tensor: "slice",
     slice_scatter: "slice_scatter",
+    requantize: "requantize",
 }
 
 ATTRIBUTES: dict[str, frozenset[str]] = {
     name: frozenset(attributes.split())
     for name, attributes in {
         "add": "", "sub": "", "mul": "", "div": "", "matmul": "", "relu": "", "sigmoid": "",
-        "tanh": "", "hardsigmoid": "", "hardswish": "", "silu": "",
+        "tanh": "", "requantize": "", "hardsigmoid": "", "hardswish": "", "silu": "",
         "concat": "dim",
         "clamp": "min max",
         "leaky_relu": "negative_slope",

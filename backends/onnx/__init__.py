@@ -1,0 +1,133 @@
+"""The `onnx` backend: QDQ for ONNX Runtime, and the fused float model beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import onnx
+import onnxruntime
+
+from fuseq import ops
+from fuseq.backend import Artifact, Backend, Refusal, Runner, Tool
+from fuseq.backends.onnx import foreign
+from fuseq.backends.onnx.emit import to_onnx
+from fuseq.backends.onnx.float_ops import FLOAT_OPS, needs_library
+from fuseq.backends.onnx.runner import OrtRunner, has_exact_u8s8
+from fuseq.errors import FuseqError
+from fuseq.program import Program
+from fuseq.quant.profile import Profile
+
+OWN_RULES = frozenset(FLOAT_OPS) | {
+    "conv2d", "conv_transpose2d", "linear", "reshape", "requantize", "constant", "shape",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OnnxBackend(Backend):
+    """Writes ONNX.
+
+    Attributes:
+        opset: 18 or 21.
+        io: "float" inputs and outputs with quantizers inside, or "integer" ones without.
+        dynamic: leave open the sizes the program was proved to take.
+        simplify: run onnxsim on the float model.
+    """
+
+    name: ClassVar[str] = "onnx"
+    pipeline: ClassVar[str] = "fuse-affine,legalize,quantize"
+    profile: ClassVar[Profile] = Profile(
+        name="onnx",
+        arithmetic="ort",
+        activation="uint8",
+        integer=frozenset(
+            {"conv2d", "linear", "add", "mul", "mean", "avg_pool", "leaky_relu", "sigmoid"}
+        ),
+        float_inside=frozenset(
+            {"relu", "clamp", "tanh", "hardsigmoid", "hardswish", "sub", "div", "prelu", "softmax"}
+        ),
+        same_grid=frozenset({"max_pool", "pixel_shuffle", "reshape", "permute", "slice"}),
+        tied_inputs=frozenset({"concat"}),
+        absorbed={
+            "relu": frozenset({"conv2d", "linear", "add"}),
+            "clamp": frozenset({"conv2d", "linear", "add"}),
+        },
+        decompose=frozenset({"silu"}),
+    )
+
+    opset: int = 18
+    io: str = "float"
+    dynamic: bool = True
+    simplify: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.opset not in (18, 21):
+            raise FuseqError("FQ012", f"opset {self.opset} is not supported", fix="18 or 21")
+        if self.io not in ("float", "integer"):
+            raise FuseqError("FQ012", f"unknown io '{self.io}'", fix="float or integer")
+
+    def refusals(self, program: Program) -> list[Refusal]:
+        """Nodes neither our table nor torch's exporter can write."""
+        found = []
+        for node in program.graph.nodes:
+            name = ops.name_of(program, node)
+            ours = name in OWN_RULES and needs_library(program, node, name) is None
+            if ours or node.op in ("placeholder", "output"):
+                continue
+            try:
+                foreign.export_node(program, node)
+            except Exception as error:
+                reason = f"{name} has no ONNX form: {str(error).strip().splitlines()[0]}"
+                fix = "rewrite it with ops of the vocabulary (docs/vocabulary.md)"
+                found.append(Refusal(node.name, program.source(node), reason, fix))
+        return found
+
+    def lower(self, program: Program, out: Path) -> list[Artifact]:
+        """`model.fp32.onnx`, and `model.int8.qdq.onnx` if the program is quantized."""
+        float_program = program.clone()
+        float_program.quantization = None
+        model = to_onnx(
+            float_program, name="fused", opset=self.opset, dynamic=self.dynamic, integer_io=False
+        )
+        (out / "model.fp32.onnx").write_bytes(_serialized(_simplified(model) if self.simplify else model))
+        files = [Artifact("model.fp32.onnx", "float")]
+        if program.quantization is not None:
+            model = to_onnx(
+                program,
+                name="quantized",
+                opset=self.opset,
+                dynamic=self.dynamic,
+                integer_io=self.io == "integer",
+            )
+            (out / "model.int8.qdq.onnx").write_bytes(_serialized(model))
+            files.append(Artifact("model.int8.qdq.onnx", "int8"))
+        return files
+
+    def runner(self, file: Path) -> Runner:
+        """ONNX Runtime on the CPU."""
+        return OrtRunner(file)
+
+    def doctor(self) -> list[Tool]:
+        """Versions, and whether this CPU runs int8 exactly."""
+        vnni = "exact int8 kernels" if has_exact_u8s8() else "no VNNI: exact kernels are slower"
+        return [
+            Tool("onnx", onnx.__version__, True, "writes and checks the files"),
+            Tool("onnxruntime", onnxruntime.__version__, True, f"runs the checks; {vnni}"),
+        ]
+
+
+
+def _serialized(model: onnx.ModelProto) -> bytes:
+    return model.SerializeToString(deterministic=True)
+
+
+def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+    """onnxsim's model where it has fewer nodes and passes its own check, else the model itself."""
+    try:
+        import onnxsim
+    except ImportError:
+        return model
+    simplified, same = onnxsim.simplify(model)
+    return simplified if same and len(simplified.graph.node) < len(model.graph.node) else model

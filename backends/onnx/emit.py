@@ -1,0 +1,226 @@
+"""Translate a program to ONNX: plain float, or QDQ from the program's quantization table.
+
+In QDQ form a quantized value `v` is three tensors: `v` (float, as its op makes it),
+`v.quantized` (integers) and `v.dequantized`, which its readers take. The runtime recognises
+DequantizeLinear -> op -> QuantizeLinear and runs its integer kernel. A value that a later
+activation absorbs has no quantizer between, and a requantize edge is nothing but reading the
+operand on its own grid: the op behind it quantizes to its own.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+from torch import Tensor, fx, nn
+
+from fuseq import ops
+from fuseq.backends.onnx import foreign
+from fuseq.backends.onnx.float_ops import FLOAT_OPS, conv_attributes, needs_library
+from fuseq.backends.onnx.graph import DTYPES, Graph
+from fuseq.program import Program
+from fuseq.quant.grid import Grid
+
+
+def to_onnx(
+    program: Program,
+    *,
+    name: str,
+    opset: int,
+    dynamic: bool,
+    integer_io: bool,
+) -> onnx.ModelProto:
+    """ONNX model of a program.
+
+    Args:
+        program: float or quantized.
+        name: of the graph.
+        opset: 18 or 21.
+        dynamic: leave open the sizes the program was proved to take.
+        integer_io: inputs and outputs are the integers of their grids, without quantizers.
+
+    Returns:
+        A checked model with the same bytes every time.
+    """
+    return _Emitter(program, Graph(opset), dynamic, integer_io).run(name)
+
+
+class _Emitter:
+    def __init__(self, program: Program, graph: Graph, dynamic: bool, integer_io: bool) -> None:
+        self.program, self.graph = program, graph
+        self.dynamic, self.integer_io = dynamic, integer_io
+        self.grids: Mapping[str, Grid] = {}
+        self.integers: Mapping[str, Tensor] = {}
+        if program.quantization is not None:
+            self.grids = program.quantization.grids
+            self.integers = program.quantization.integers
+        self.tensors: dict[fx.Node, str] = {}
+        self.quantized: dict[fx.Node, str] = {}
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def run(self, name: str) -> onnx.ModelProto:
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                self._input(node)
+            elif node.op == "output":
+                self._output(node)
+            else:
+                self._node(node)
+        return self.graph.model(name, self.inputs, self.outputs, {"fuseq.format": "1"})
+
+    # --- interface ---
+
+    def _input(self, node: fx.Node) -> None:
+        index = len(self.inputs)
+        name = self.graph.unique(self.program.input_names[index])
+        grid = self.grids.get(node.name)
+        dtype = str(node.meta["dtype"]).removeprefix("torch.")
+        integer = grid is not None and self.integer_io
+        shape = self._dims(index, self.program.shape(node))
+        self.inputs.append(
+            helper.make_tensor_value_info(name, DTYPES[grid.dtype if integer and grid else dtype], shape)
+        )
+        if integer and grid:
+            self.quantized[node] = name
+            self.tensors[node] = self._dequantize(node.name, name, grid)
+        else:
+            self.tensors[node] = self._quantize(node, name) if grid else name
+
+    def _output(self, node: fx.Node) -> None:
+        results: list[fx.Node] = []
+        fx.node.map_arg(node.args, lambda n: results.append(n) or n)
+        for name, result in zip(self.program.output_names, results, strict=True):
+            grid = self.grids.get(result.name)
+            integer = grid is not None and self.integer_io
+            source = self.quantized[result] if integer else self.tensors[result]
+            tensor = self.graph.node("Identity", [source], name)
+            dtype = DTYPES[grid.dtype] if integer and grid else DTYPES["float32"]
+            shape: list[Any] = list(self.program.shape(result))
+            if self.dynamic and self.program.origin.dynamic:
+                shape = [s if d == 1 and len(shape) == 4 else f"{name}_{d}" for d, s in enumerate(shape)]
+            self.outputs.append(helper.make_tensor_value_info(tensor, dtype, shape))
+
+    def _dims(self, index: int, shape: Sequence[int]) -> list[Any]:
+        names = {0: "batch", 2: "height", 3: "width"}
+        free = {d for i, d in self.program.origin.dynamic if i == index} if self.dynamic else set()
+        return [names.get(d, f"dim_{d}") if d in free else size for d, size in enumerate(shape)]
+
+    # --- nodes ---
+
+    def _node(self, node: fx.Node) -> None:
+        name = ops.name_of(self.program, node)
+        if name == "constant":
+            self.tensors[node] = self._constant(node.name, self.program.constant(node))
+        elif name == "shape":
+            self.tensors[node] = self._size(node)
+        elif name == "requantize":
+            source = node.all_input_nodes[0]
+            self.tensors[node] = self.tensors[source]
+        else:
+            result = self._compute(node, name)
+            self.tensors[node] = self._quantize(node, result) if node.name in self.grids else result
+
+    def _compute(self, node: fx.Node, name: str) -> str:
+        module = self.program.get(node) if node.op == "call_module" else None
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            return self._layer(node, "ConvTranspose" if module.transposed else "Conv", module)
+        if isinstance(module, nn.Linear):
+            return self._linear(node, module)
+        if name == "reshape":
+            return self._reshape(node)
+        if name in FLOAT_OPS and needs_library(self.program, node, name) is None:
+            return FLOAT_OPS[name](self.graph, self.program, node, self._operands(node))
+        inputs = [self.tensors[operand] for operand in node.all_input_nodes]
+        return foreign.inline_node(self.graph, self.program, node, inputs)
+
+    def _operands(self, node: fx.Node) -> list[str]:
+        flat: list[Any] = []
+        for arg in node.args:
+            flat.extend(arg if isinstance(arg, tuple | list) else (arg,))
+        return [
+            self.tensors[arg]
+            if isinstance(arg, fx.Node)
+            else self._constant(f"{node.name}.operand", arg)
+            for arg in flat
+        ]
+
+    def _layer(self, node: fx.Node, op: str, module: nn.Conv2d | nn.ConvTranspose2d) -> str:
+        source = self.tensors[node.all_input_nodes[0]]
+        inputs = [source, *self._parameters(node, module)]
+        return self.graph.node(op, inputs, node.name, **conv_attributes(module))
+
+    def _linear(self, node: fx.Node, module: nn.Linear) -> str:
+        source = node.all_input_nodes[0]
+        parameters = self._parameters(node, module)
+        if len(self.program.shape(source)) == 2:
+            return self.graph.node("Gemm", [self.tensors[source], *parameters], node.name, transB=1)
+        turned = self.graph.node("Transpose", parameters[:1], f"{node.name}.weight_t", perm=[1, 0])
+        product = self.graph.node("MatMul", [self.tensors[source], turned], f"{node.name}.product")
+        return self.graph.node("Add", [product, parameters[1]], node.name) if parameters[1:] else product
+
+    def _parameters(self, node: fx.Node, module: Any) -> list[str]:
+        names = ["weight"] + (["bias"] if module.bias is not None else [])
+        return [
+            self._constant(f"{node.target}.{name}", getattr(module, name).detach()) for name in names
+        ]
+
+    def _reshape(self, node: fx.Node) -> str:
+        source, shape = self.tensors[node.all_input_nodes[0]], node.kwargs["shape"]
+        assert isinstance(shape, Sequence)
+        if any(isinstance(size, fx.Node) for size in shape):
+            parts = [self.tensors[s] if isinstance(s, fx.Node) else self.graph.integers(s) for s in shape]
+            target = self.graph.node("Concat", parts, f"{node.name}.shape", axis=0)
+        else:
+            target = self.graph.integers(*shape)
+        return self.graph.node("Reshape", [source, target], node.name)
+
+    def _size(self, node: fx.Node) -> str:
+        """Sizes are int64 vectors of one element."""
+        if node.target is ops.sym_size:
+            source, dim = node.args
+            assert isinstance(source, fx.Node)
+            assert isinstance(dim, int)
+            return self.graph.node(
+                "Shape", [self.tensors[source]], node.name, start=dim, end=dim + 1 if dim != -1 else None
+            )
+        kinds = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}
+        kinds |= {operator.floordiv: "Div", operator.mod: "Mod"}
+        inputs = [self.tensors[a] if isinstance(a, fx.Node) else self.graph.integers(a) for a in node.args]
+        return self.graph.node(kinds[node.target], inputs, node.name)  # type: ignore[index]
+
+    # --- grids ---
+
+    def _quantize(self, node: fx.Node, tensor: str) -> str:
+        """Quantize a node's float tensor; returns the dequantized tensor its readers take."""
+        grid = self.grids[node.name]
+        scale, zero_point = self._grid(grid)
+        integers = self.graph.node(
+            "QuantizeLinear", [tensor, scale, zero_point], f"{node.name}.quantized"
+        )
+        self.quantized[node] = integers
+        return self._dequantize(node.name, integers, grid)
+
+    def _dequantize(self, name: str, integers: str, grid: Grid) -> str:
+        inputs = [integers, *self._grid(grid)]
+        axis = grid.axis if grid.axis is not None else None
+        return self.graph.node("DequantizeLinear", inputs, f"{name}.dequantized", axis=axis)
+
+    def _grid(self, grid: Grid) -> tuple[str, str]:
+        zero_point = grid.zero_point.numpy().astype(grid.dtype)
+        return self.graph.constant(grid.scale.numpy()), self.graph.constant(zero_point)
+
+    def _constant(self, name: str, value: Tensor | float) -> str:
+        if name in self.integers:
+            grid = self.grids[name]
+            frozen = self.integers[name].numpy().astype(grid.dtype)
+            return self._dequantize(name, self.graph.initializer(name, frozen), grid)
+        array: npt.NDArray[Any] = (
+            value.detach().numpy() if isinstance(value, Tensor) else np.float32(value)  # type: ignore[assignment]
+        )
+        return self.graph.initializer(name, array)

@@ -1,0 +1,211 @@
+"""ONNX form of each canonical op, in float. Ops not listed here go through `foreign`.
+
+Each rule gets the graph, the program, the node and the tensor names of the node's data operands,
+and returns the name of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import fx, nn
+
+from fuseq.backends.onnx.graph import Graph
+from fuseq.program import Program
+
+Rule: TypeAlias = Callable[[Graph, Program, fx.Node, Sequence[str]], str]
+
+
+def _pads(padding: Sequence[int]) -> list[int]:
+    return [*padding, *padding]
+
+
+def conv_attributes(conv: nn.Conv2d | nn.ConvTranspose2d) -> dict[str, Any]:
+    """Attributes of ONNX Conv or ConvTranspose for a torch layer."""
+    assert not isinstance(conv.padding, str)
+    attributes: dict[str, Any] = {
+        "kernel_shape": list(conv.kernel_size),
+        "strides": list(conv.stride),
+        "pads": _pads(conv.padding),
+        "dilations": list(conv.dilation),
+        "group": conv.groups,
+    }
+    if isinstance(conv, nn.ConvTranspose2d):
+        attributes["output_padding"] = list(conv.output_padding)
+    return attributes
+
+
+def _plain(op: str, **attributes: Any) -> Rule:
+    def rule(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+        return graph.node(op, inputs, node.name, **attributes)
+
+    return rule
+
+
+def _from_kwargs(op: str, **names: str) -> Rule:
+    """A rule whose attributes are the node's keywords, renamed."""
+
+    def rule(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+        attributes = {onnx_name: node.kwargs[name] for onnx_name, name in names.items()}
+        return graph.node(op, inputs, node.name, **attributes)
+
+    return rule
+
+
+def _clamp(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    bounds = [node.kwargs["min"], node.kwargs["max"]]
+    names = ["" if b is None else graph.constant(np.float32(b)) for b in bounds]  # type: ignore[arg-type]
+    return graph.node("Clip", [*inputs, *names], node.name)
+
+
+def _silu(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    gate = graph.node("Sigmoid", inputs, f"{node.name}.gate")
+    return graph.node("Mul", [inputs[0], gate], node.name)
+
+
+def _max_pool(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    k: dict[str, Any] = dict(node.kwargs)
+    return graph.node(
+        "MaxPool",
+        inputs,
+        node.name,
+        kernel_shape=list(k["kernel_size"]),
+        strides=list(k["stride"]),
+        pads=_pads(k["padding"]),
+        dilations=list(k["dilation"]),
+        ceil_mode=int(k["ceil_mode"]),
+    )
+
+
+def _avg_pool(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    k: dict[str, Any] = dict(node.kwargs)
+    return graph.node(
+        "AveragePool",
+        inputs,
+        node.name,
+        kernel_shape=list(k["kernel_size"]),
+        strides=list(k["stride"]),
+        pads=_pads(k["padding"]),
+        ceil_mode=int(k["ceil_mode"]),
+        count_include_pad=int(k["count_include_pad"]),
+    )
+
+
+def _mean(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    dims: Any = node.kwargs["dim"]
+    keep = bool(node.kwargs["keepdim"])
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    if dims == (2, 3) and len(program.shape(source)) == 4:
+        pooled = graph.node("GlobalAveragePool", inputs, node.name if keep else f"{node.name}.pooled")
+        return pooled if keep else graph.node("Flatten", [pooled], node.name)
+    return graph.node("ReduceMean", [*inputs, graph.integers(*dims)], node.name, keepdims=int(keep))
+
+
+def _interpolate(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    k: dict[str, Any] = dict(node.kwargs)
+    nearest = k["mode"] == "nearest"
+    coordinates = "asymmetric" if nearest else "align_corners" if k["align_corners"] else "half_pixel"
+    shape = program.shape(node)
+    if k["scale_factor"] is not None:
+        scales = graph.constant(np.array([1, 1, *k["scale_factor"]], dtype=np.float32))
+        extra = ["", scales]
+    else:
+        extra = ["", "", graph.integers(*shape)]
+    return graph.node(
+        "Resize",
+        [*inputs, *extra],
+        node.name,
+        mode="nearest" if nearest else "linear",
+        coordinate_transformation_mode=coordinates,
+        nearest_mode="floor" if nearest else None,
+    )
+
+
+def _pixel_shuffle(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    factor = node.kwargs["upscale_factor"]
+    return graph.node("DepthToSpace", inputs, node.name, blocksize=factor, mode="CRD")
+
+
+def _pixel_unshuffle(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    """SpaceToDepth puts the block before the channel; torch puts the channel first."""
+    factor: Any = node.kwargs["downscale_factor"]
+    channels = program.shape(node)[1] // factor**2
+    order = np.arange(channels * factor**2).reshape(factor**2, channels).T.reshape(-1)
+    blocks = graph.node("SpaceToDepth", inputs, f"{node.name}.blocks", blocksize=factor)
+    return graph.node("Gather", [blocks, graph.constant(order.astype(np.int64))], node.name, axis=1)
+
+
+def _pad(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    amounts: Any = node.kwargs["pad"]
+    rank = len(program.shape(node))
+    begin, end = [0] * rank, [0] * rank
+    for i in range(len(amounts) // 2):
+        begin[rank - 1 - i], end[rank - 1 - i] = amounts[2 * i], amounts[2 * i + 1]
+    modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    value: Any = node.kwargs["value"]
+    extra = [graph.integers(*begin, *end)]
+    if node.kwargs["mode"] == "constant":
+        extra.append(graph.constant(np.float32(value)))
+    return graph.node("Pad", [*inputs, *extra], node.name, mode=modes[str(node.kwargs["mode"])])
+
+
+def _slice(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    k: dict[str, Any] = dict(node.kwargs)
+    edges = [graph.integers(k[name]) for name in ("start", "end", "dim", "step")]
+    return graph.node("Slice", [*inputs, *edges], node.name)
+
+
+def _permute(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    dims: Any = node.kwargs["dims"]
+    return graph.node("Transpose", inputs, node.name, perm=list(dims))
+
+
+def _unsqueeze(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    dim: Any = node.kwargs["dim"]
+    return graph.node("Unsqueeze", [*inputs, graph.integers(dim)], node.name)
+
+
+FLOAT_OPS: dict[str, Rule] = {
+    "add": _plain("Add"),
+    "sub": _plain("Sub"),
+    "mul": _plain("Mul"),
+    "div": _plain("Div"),
+    "matmul": _plain("MatMul"),
+    "relu": _plain("Relu"),
+    "sigmoid": _plain("Sigmoid"),
+    "tanh": _plain("Tanh"),
+    "hardswish": _plain("HardSwish"),
+    "hardsigmoid": _plain("HardSigmoid", alpha=1 / 6, beta=0.5),
+    "leaky_relu": _from_kwargs("LeakyRelu", alpha="negative_slope"),
+    "softmax": _from_kwargs("Softmax", axis="dim"),
+    "concat": _from_kwargs("Concat", axis="dim"),
+    "clamp": _clamp,
+    "silu": _silu,
+    "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
+    "mean": _mean,
+    "interpolate": _interpolate,
+    "pixel_shuffle": _pixel_shuffle,
+    "pixel_unshuffle": _pixel_unshuffle,
+    "pad": _pad,
+    "slice": _slice,
+    "permute": _permute,
+    "unsqueeze": _unsqueeze,
+}
+"""Ops without parameters of their own; layers with weights are in `emit`."""
+
+
+def needs_library(program: Program, node: fx.Node, name: str) -> str | None:
+    """Why a listed op cannot be written by its rule here, or None if it can."""
+    kwargs: dict[str, Any] = dict(node.kwargs)
+    if name == "avg_pool" and kwargs["divisor_override"] is not None:
+        return "divisor_override"
+    if name == "interpolate" and kwargs["size"] is not None and program.origin.dynamic:
+        return "a size instead of a scale factor"
+    numbers = (v for v in (kwargs.get("start"), kwargs.get("end"), *(kwargs.get("pad") or ())))
+    if any(isinstance(v, fx.Node) for v in numbers):
+        return "sizes computed at run time"
+    return None

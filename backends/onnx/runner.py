@@ -1,0 +1,108 @@
+"""Runs ONNX files on ONNX Runtime's CPU kernels, with its default graph optimizations.
+
+Without VNNI, x86 kernels multiply uint8 by int8 in pairs and saturate the 16-bit partial sums: the
+integers are then the host's, not the model's. Where the CPU lacks VNNI the runner asks the runtime
+for its exact kernels instead, and says so in its note.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper
+
+from fuseq.errors import FuseqError
+
+
+class OrtRunner:
+    """A session on one file.
+
+    Attributes:
+        name: "onnxruntime <version> CPU".
+        note: what this host changes, or the empty string.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Args:
+        file: an ONNX model.
+
+        Raises:
+            FuseqError: FQ013 if the runtime cannot load it.
+        """
+        self.name = f"onnxruntime {onnxruntime.__version__} CPU"
+        self.note = "" if has_exact_u8s8() else "no VNNI on this CPU: exact U8S8 kernels requested"
+        self._file = file
+        self._session = _session(file.read_bytes(), file)
+        self._exposed: onnxruntime.InferenceSession | None = None
+
+    def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Outputs for inputs."""
+        return tuple(self._session.run(None, self._feeds(inputs)))
+
+    def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Integers of every quantized value, by value name (its quantizer's output is exposed)."""
+        if self._exposed is None:
+            self._exposed = _session(_with_integers(self._file).SerializeToString(), self._file)
+        names = [o.name for o in self._exposed.get_outputs() if o.name.endswith(".quantized")]
+        values = self._exposed.run(names, self._feeds(inputs))
+        return {n.removesuffix(".quantized"): v for n, v in zip(names, values, strict=True)}
+
+    def optimized_ops(self) -> tuple[str, ...]:
+        """Op types of the graph the runtime really runs, in order."""
+        options = _options()
+        target = self._file.with_name(f".{self._file.name}.optimized")
+        options.optimized_model_filepath = str(target)
+        try:
+            onnxruntime.InferenceSession(
+                str(self._file), options, providers=["CPUExecutionProvider"]
+            )
+            return tuple(node.op_type for node in onnx.load(str(target)).graph.node)
+        finally:
+            target.unlink(missing_ok=True)
+
+    def _feeds(self, inputs: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+        return {spec.name: x for spec, x in zip(self._session.get_inputs(), inputs, strict=True)}
+
+
+def has_exact_u8s8() -> bool:
+    """Whether this CPU multiplies uint8 by int8 without saturating (VNNI, or not x86)."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    info = Path("/proc/cpuinfo")
+    return "vnni" in info.read_text() if info.exists() else False
+
+
+def _options() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if not has_exact_u8s8():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def _session(model: bytes, file: Path) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(model, _options(), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise FuseqError(
+            "FQ013",
+            f"ONNX Runtime cannot load {file.name}: {str(error).splitlines()[0]}",
+            where=str(file.name),
+            fix="is it an ONNX file, and written by this version?",
+        ) from error
+
+
+def _with_integers(file: Path) -> onnx.ModelProto:
+    model = onnx.load(str(file))
+    already = {value.name for value in (*model.graph.output, *model.graph.input)}
+    zero_points = {t.name: t.data_type for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.output[0] not in already:
+            dtype = zero_points[node.input[2]]
+            model.graph.output.append(helper.make_tensor_value_info(node.output[0], dtype, None))
+    return model

@@ -1,0 +1,134 @@
+"""What a backend plugin is: a profile (data), a translation, and a way to run what it wrote.
+
+A backend translates; it never optimizes and never chooses a scale. It is a frozen dataclass whose
+fields are its options, spelled `onnx{opset=21}` like those of a pass, and it is registered under
+the entry point group `fuseq.backends`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from fuseq.errors import FuseqError
+from fuseq.program import Program
+from fuseq.quant.profile import Profile
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One reason why a node cannot be lowered.
+
+    Attributes:
+        node: name of the node.
+        source: `file:line`, or the empty string.
+        reason: why, in a sentence.
+        fix: what would make it possible.
+    """
+
+    node: str
+    source: str
+    reason: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file a backend wrote.
+
+    Attributes:
+        path: relative to the bundle.
+        kind: "float", "int8", or a word of the backend's own.
+    """
+
+    path: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One line of `fuseq doctor`.
+
+    Attributes:
+        name: of the tool.
+        found: version, or the empty string if it is missing.
+        ok: whether it will do.
+        note: what it is for, what was detected, or how to get it.
+    """
+
+    name: str
+    found: str
+    ok: bool
+    note: str
+
+
+class Runner(Protocol):
+    """Runs one file on a runtime.
+
+    Attributes:
+        name: runtime and version, as reports print it.
+        note: what a reader must know about this host (no VNNI, say), or the empty string.
+    """
+
+    name: str
+    note: str
+
+    def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Outputs for inputs, both in the file's own dtypes."""
+        ...
+
+    def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Integers of every quantized value the runtime can show, by value name."""
+        ...
+
+
+class Backend(ABC):
+    """Base of every backend.
+
+    Attributes:
+        name: as it is spelled in `--backend`.
+        profile: what the target does with integers.
+        pipeline: passes to run before `lower`, as `--passes` spells them.
+    """
+
+    name: ClassVar[str]
+    profile: ClassVar[Profile]
+    pipeline: ClassVar[str]
+
+    @abstractmethod
+    def refusals(self, program: Program) -> list[Refusal]:
+        """Every reason why a program cannot be lowered, all at once; empty if it can."""
+
+    @abstractmethod
+    def lower(self, program: Program, out: Path) -> list[Artifact]:
+        """Translate a program into files in an existing, empty directory."""
+
+    @abstractmethod
+    def runner(self, file: Path) -> Runner:
+        """A runner for a file this backend wrote.
+
+        Raises:
+            FuseqError: FQ502 if the runtime is missing, FQ013 if it cannot read the file.
+        """
+
+    def doctor(self) -> list[Tool]:
+        """Tools the backend needs and what was found of them."""
+        return []
+
+    def require_lowerable(self, program: Program) -> None:
+        """Raise FQ501 with every refusal at once."""
+        found = self.refusals(program)
+        if found:
+            lines = [f"`{r.node}` ({r.source or 'no source'}): {r.reason}" for r in found]
+            raise FuseqError(
+                "FQ501",
+                f"backend '{self.name}' cannot lower {len(found)} of the program's nodes",
+                where=found[0].source or found[0].node,
+                why="\n       ".join(lines),
+                fix=found[0].fix,
+            )

@@ -1,0 +1,160 @@
+"""The three classes of comparison, on lists of output arrays.
+
+One tolerance cannot serve all three: a healthy int8 network is 30 dB from its float original with
+a largest relative error of thousands, and yet must equal its own simulation in every integer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fuseq.check.result import Check
+
+Arrays: TypeAlias = Sequence[npt.NDArray[np.generic]]
+
+
+def exact(
+    id: str, pair: str, reference: Arrays, candidate: Arrays, *, max_rel: float, note: str = ""
+) -> Check:
+    """The same function, but for rounding.
+
+    Args:
+        id: name of the check.
+        pair: what is compared, for people.
+        reference: float outputs.
+        candidate: float outputs of the rewrite.
+        max_rel: allowed `max |candidate - reference| / max |reference|`, the worst of all outputs.
+        note: remark to keep with the result.
+    """
+    absolute, relative = 0.0, 0.0
+    for a, b in _pairs(reference, candidate):
+        difference = _largest(b - a)
+        absolute = max(absolute, difference)
+        relative = max(relative, difference / max(_largest(a), 1e-300))
+    metrics = {"max_abs": absolute, "max_rel": relative}
+    return _judged(id, pair, "exact", metrics, {"max_rel": max_rel}, relative <= max_rel, note)
+
+
+def fidelity(
+    id: str,
+    pair: str,
+    reference: Arrays,
+    candidate: Arrays,
+    *,
+    min_sqnr_db: float | None = None,
+    extra: Mapping[str, float] | None = None,
+    gate: Mapping[str, float] | None = None,
+    note: str = "",
+) -> Check:
+    """Float against int8: how much signal is left over the quantization noise.
+
+    Args:
+        id: name of the check.
+        pair: what is compared, for people.
+        reference: float outputs.
+        candidate: dequantized outputs.
+        min_sqnr_db: gate on SQNR, or None to report only.
+        extra: further metrics (the user's own).
+        gate: `<metric>_max` or `<metric>_min` limits on those.
+        note: remark to keep with the result.
+
+    Returns:
+        SQNR = 10 log10(sum ref^2 / sum (cand - ref)^2), PSNR against the reference's own range.
+    """
+    signal = noise = count = peak = 0.0
+    for a, b in _pairs(reference, candidate):
+        signal += float(np.sum(a**2))
+        noise += float(np.sum((b - a) ** 2))
+        count += a.size
+        peak = max(peak, float(a.max() - a.min()) if a.size else 0.0)
+    metrics: dict[str, float | int] = {
+        "sqnr_db": _decibel(signal, noise),
+        "psnr_db": _decibel(peak**2, noise / max(count, 1)),
+        **(extra or {}),
+    }
+    limits: dict[str, float | int] = dict(gate or {})
+    if min_sqnr_db is not None:
+        limits["sqnr_db_min"] = min_sqnr_db
+    passed = count > 0 and all(_holds(metrics, name, limit) for name, limit in limits.items())
+    return _judged(id, pair, "fidelity", metrics, limits, passed, note)
+
+
+def parity(
+    id: str,
+    pair: str,
+    reference: Arrays,
+    candidate: Arrays,
+    *,
+    max_differing: int = 0,
+    max_lsb: int = 0,
+    note: str = "",
+) -> Check:
+    """Integers against integers.
+
+    Args:
+        id: name of the check.
+        pair: what is compared, for people.
+        reference: integer outputs.
+        candidate: integer outputs.
+        max_differing: allowed number of differing values.
+        max_lsb: allowed largest difference, in units of the last place.
+        note: remark to keep with the result.
+    """
+    differing = total = largest = 0
+    for a, b in zip(reference, candidate, strict=True):
+        if a.shape != b.shape:
+            differing, total, largest = differing + a.size, total + a.size, 2**31
+            continue
+        step = np.abs(a.astype(np.int64) - b.astype(np.int64))
+        differing += int(np.count_nonzero(step))
+        total += a.size
+        largest = max(largest, int(step.max(initial=0)))
+    metrics = {"differing": differing, "total": total, "max_lsb": largest}
+    gate = {"differing": max_differing, "max_lsb": max_lsb}
+    passed = total > 0 and differing <= max_differing and largest <= max_lsb
+    return _judged(id, pair, "parity", metrics, gate, passed, note)
+
+
+def _pairs(reference: Arrays, candidate: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
+    pairs = []
+    for a, b in zip(reference, candidate, strict=True):
+        shaped = a.shape == b.shape
+        x = a.astype(np.float64)
+        pairs.append((x, b.astype(np.float64) if shaped else np.full_like(x, np.inf)))
+    return pairs
+
+
+def _largest(values: npt.NDArray[np.float64]) -> float:
+    if not values.size:
+        return 0.0
+    largest = float(np.abs(values).max())
+    return largest if math.isfinite(largest) else math.inf
+
+
+def _decibel(signal: float, noise: float) -> float:
+    """10 log10(signal / noise), capped at 400 dB: JSON has no infinity."""
+    if not math.isfinite(noise) or signal <= 0:
+        return -400.0
+    return 400.0 if noise <= 0 else min(10 * math.log10(signal / noise), 400.0)
+
+
+def _holds(metrics: Mapping[str, float | int], name: str, limit: float) -> bool:
+    metric, _, end = name.rpartition("_")
+    return metrics[metric] <= limit if end == "max" else metrics[metric] >= limit
+
+
+def _judged(
+    id: str,
+    pair: str,
+    kind: str,
+    metrics: Mapping[str, float | int],
+    gate: Mapping[str, float | int],
+    passed: bool,
+    note: str,
+) -> Check:
+    return Check(id, pair, kind, metrics, gate, passed, note)  # type: ignore[arg-type]

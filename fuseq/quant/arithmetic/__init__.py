@@ -1,0 +1,11 @@
+"""Arithmetics: what integers each runtime computes."""
+
+from __future__ import annotations
+
+from fuseq.quant.arithmetic.base import Arithmetic
+from fuseq.quant.arithmetic.ideal import Ideal
+from fuseq.quant.arithmetic.ort import OnnxRuntime
+
+ARITHMETICS: dict[str, Arithmetic] = {"ideal": Ideal(), "ort": OnnxRuntime()}
+
+__all__ = ["ARITHMETICS", "Arithmetic", "Ideal", "OnnxRuntime"]

@@ -1,0 +1,275 @@
+"""What an arithmetic is: the integer result of every quantized op, as one runtime computes it.
+
+Values are int32 tensors of quantized integers, each with its `Grid`; real values are
+`scale * (q - zero_point)`. An op takes integers and grids and returns the integers on the output
+grid. Runtimes agree on the integer part of the weighted ops,
+
+    accumulator[o] = sum_k (x[k] - zero_point_x) * w[o, k] + bias[o]
+
+and differ in how they bring it, and everything else, to the output grid. An op a runtime has no
+integer kernel for runs on reals: dequantize, compute, quantize. That is the default here; an
+arithmetic overrides what its runtime does otherwise.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fuseq.quant.grid import Grid
+
+Pair = tuple[int, int]
+
+
+class Arithmetic(ABC):
+    """Integer results of quantized ops. Stateless; no input is mutated.
+
+    Every method takes int32 tensors with their per-tensor `Grid`s and returns an int32 tensor on
+    `output_grid`, shapes as the torch op of the same name gives them.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def quantize(self, real: Tensor, grid: Grid) -> Tensor:
+        """Integers of reals, int32."""
+
+    @abstractmethod
+    def dequantize(self, q: Tensor, grid: Grid) -> Tensor:
+        """Reals of integers, in the precision this arithmetic computes in."""
+
+    @abstractmethod
+    def requantize_accumulator(
+        self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
+    ) -> Tensor:
+        """Bring integers at `scale_x * scale_w` to the output grid.
+
+        Args:
+            accumulator: float64 holding integers.
+            multiplicands: grids of the input and of the weight (or second input).
+            output_grid: grid of the result.
+            axis: dimension of `accumulator` that a per-channel weight grid runs along.
+        """
+
+    def requantize(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """The same reals on another grid."""
+        return self.lookup(x, grid, output_grid, lambda real: real)
+
+    def convolve(
+        self,
+        x: Tensor,
+        grid: Grid,
+        weight: Tensor,
+        weight_grid: Grid,
+        bias: Tensor | None,
+        output_grid: Grid,
+        *,
+        stride: Pair = (1, 1),
+        padding: Pair = (0, 0),
+        dilation: Pair = (1, 1),
+        groups: int = 1,
+    ) -> Tensor:
+        """Convolution `[N, C, H, W] -> [N, O, H', W']`, padded with real zero.
+
+        Args:
+            x: integers of the input.
+            grid: their grid.
+            weight: int8 `[O, C / groups, kh, kw]`, zero point 0.
+            weight_grid: per tensor or per output channel.
+            bias: int32 `[O]` at `scale_x * scale_w`, or None.
+            output_grid: grid of the result.
+            stride: as `torch.nn.functional.conv2d`.
+            padding: as `torch.nn.functional.conv2d`.
+            dilation: as `torch.nn.functional.conv2d`.
+            groups: as `torch.nn.functional.conv2d`.
+        """
+        dtype = accumulator_dtype(weight, grid)
+        total = F.conv2d(
+            _centered(x, grid, dtype), weight.to(dtype), None, stride, padding, dilation, groups
+        ).double()
+        if bias is not None:
+            total = total + bias.double().reshape(-1, 1, 1)
+        return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=1)
+
+    def linear(
+        self,
+        x: Tensor,
+        grid: Grid,
+        weight: Tensor,
+        weight_grid: Grid,
+        bias: Tensor | None,
+        output_grid: Grid,
+    ) -> Tensor:
+        """Linear layer `[..., in] -> [..., out]`, weight int8 `[out, in]`, bias int32 `[out]`."""
+        dtype = accumulator_dtype(weight, grid)
+        total = F.linear(_centered(x, grid, dtype), weight.to(dtype)).double()
+        if bias is not None:
+            total = total + bias.double()
+        return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=-1)
+
+    def matmul(
+        self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid
+    ) -> Tensor:
+        """Product of two activations, as `torch.matmul`."""
+        total = _centered(a, grid_a, torch.float64) @ _centered(b, grid_b, torch.float64)
+        return self.requantize_accumulator(total, (grid_a, grid_b), output_grid, axis=-1)
+
+    def add(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """`a + b`, broadcasting."""
+        return self._on_reals(torch.add, a, grid_a, b, grid_b, output_grid)
+
+    def sub(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """`a - b`, broadcasting."""
+        return self._on_reals(torch.sub, a, grid_a, b, grid_b, output_grid)
+
+    def mul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """`a * b`, broadcasting."""
+        return self._on_reals(torch.mul, a, grid_a, b, grid_b, output_grid)
+
+    def div(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """`a / b`, broadcasting; infinities saturate, 0 / 0 is undefined in every runtime."""
+        return self._on_reals(torch.div, a, grid_a, b, grid_b, output_grid)
+
+    def concat(
+        self, values: Sequence[Tensor], grids: Sequence[Grid], output_grid: Grid, dim: int
+    ) -> Tensor:
+        """Concatenation of values on grids of their own."""
+        parts = zip(values, grids, strict=True)
+        return torch.cat([self.requantize(x, grid, output_grid) for x, grid in parts], dim)
+
+    def average_pool(
+        self,
+        x: Tensor,
+        grid: Grid,
+        output_grid: Grid,
+        *,
+        kernel_size: Pair,
+        stride: Pair,
+        padding: Pair = (0, 0),
+        count_include_pad: bool = True,
+    ) -> Tensor:
+        """Average pool of `[N, C, H, W]`, output size rounded down."""
+        real = F.avg_pool2d(
+            self.dequantize(x, grid), kernel_size, stride, padding, False, count_include_pad
+        )
+        return self.quantize(real, output_grid)
+
+    def global_average_pool(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """Mean over height and width, `[N, C, H, W] -> [N, C, 1, 1]`."""
+        return self.quantize(self.dequantize(x, grid).mean((2, 3), keepdim=True), output_grid)
+
+    def interpolate_bilinear(
+        self, x: Tensor, grid: Grid, output_grid: Grid, size: Pair, align_corners: bool
+    ) -> Tensor:
+        """Bilinear resize of `[N, C, H, W]`."""
+        real = self.dequantize(x, grid)
+        return self.quantize(
+            F.interpolate(real, size, mode="bilinear", align_corners=align_corners), output_grid
+        )
+
+    def relu(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """`max(x, 0)`."""
+        return self.lookup(x, grid, output_grid, torch.relu)
+
+    def clamp(self, x: Tensor, grid: Grid, output_grid: Grid, low: float, high: float) -> Tensor:
+        """`min(max(x, low), high)`."""
+        return self.lookup(x, grid, output_grid, lambda real: real.clamp(low, high))
+
+    def leaky_relu(
+        self, x: Tensor, grid: Grid, output_grid: Grid, negative_slope: float
+    ) -> Tensor:
+        """`x` where positive, `negative_slope * x` elsewhere."""
+        return self.lookup(
+            x, grid, output_grid, lambda real: F.leaky_relu(real, negative_slope)
+        )
+
+    def prelu(self, x: Tensor, grid: Grid, weight: Tensor, output_grid: Grid) -> Tensor:
+        """`leaky_relu` with a real slope per channel (dimension 1), weight `[C]` or `[1]`."""
+        real = self.dequantize(x, grid)
+        return self.quantize(F.prelu(real, weight.to(real.dtype)), output_grid)
+
+    def sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """`1 / (1 + exp(-x))`."""
+        return self.lookup(x, grid, output_grid, torch.sigmoid)
+
+    def tanh(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """Hyperbolic tangent."""
+        return self.lookup(x, grid, output_grid, torch.tanh)
+
+    def hard_sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """`clamp(x / 6 + 1 / 2, 0, 1)`."""
+        return self.lookup(x, grid, output_grid, F.hardsigmoid)
+
+    def hard_swish(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """`x * hard_sigmoid(x)`."""
+        return self.lookup(x, grid, output_grid, F.hardswish)
+
+    def silu(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """`x * sigmoid(x)`."""
+        return self.lookup(x, grid, output_grid, F.silu)
+
+    def gelu(self, x: Tensor, grid: Grid, output_grid: Grid, approximate: str) -> Tensor:
+        """`x` times the normal distribution function, `approximate` as torch's."""
+        return self.lookup(
+            x, grid, output_grid, lambda real: F.gelu(real, approximate=approximate)
+        )
+
+    def softmax(self, x: Tensor, grid: Grid, output_grid: Grid, dim: int) -> Tensor:
+        """`exp(x) / sum exp(x)` along `dim`."""
+        return self.quantize(self.dequantize(x, grid).softmax(dim), output_grid)
+
+    def lookup(
+        self, x: Tensor, grid: Grid, output_grid: Grid, function: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Apply a function of one real, evaluated once per integer of the input grid."""
+        every = torch.arange(grid.qmin, grid.qmax + 1, dtype=torch.int32, device=x.device)
+        table = self.quantize(function(self.dequantize(every, grid)), output_grid)
+        return table[(x - grid.qmin).long()]
+
+    def _on_reals(
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        a: Tensor,
+        grid_a: Grid,
+        b: Tensor,
+        grid_b: Grid,
+        output_grid: Grid,
+    ) -> Tensor:
+        real = function(self.dequantize(a, grid_a), self.dequantize(b, grid_b))
+        return self.quantize(real, output_grid)
+
+
+def accumulator_dtype(weight: Tensor, grid: Grid) -> torch.dtype:
+    """The cheapest dtype in which a weighted sum of integers is exact, whatever the input.
+
+    float32 holds every integer up to 2**24: exact, in any order of summation, while
+    `sum|w| * max|x - zero_point| <= 2**24` for each output channel. float64 otherwise, and on
+    accelerators, whose convolutions may round their inputs (TF32) or transform them (Winograd).
+
+    Args:
+        weight: int8 `[O, ...]`.
+        grid: grid of the input.
+    """
+    if weight.device.type != "cpu":
+        return torch.float64
+    largest = max(grid.qmax - int(grid.zero_point), int(grid.zero_point) - grid.qmin)
+    bound = int(weight.flatten(1).long().abs().sum(1).max()) * largest
+    return torch.float32 if bound <= 2**24 else torch.float64
+
+
+def _centered(x: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
+    return (x - grid.zero_point).to(dtype)
+
+
+def along(scale: Tensor, like: Tensor, axis: int) -> Tensor:
+    """A 0-d or `[C]` tensor shaped to broadcast along one dimension of `like`."""
+    if scale.dim() == 0:
+        return scale
+    shape = [1] * like.dim()
+    shape[axis] = -1
+    return scale.reshape(shape)

@@ -1,0 +1,205 @@
+"""ONNX Runtime's arithmetic: the CPU kernels of a QDQ graph after default optimizations.
+
+Measured on and read in ONNX Runtime 1.31 on x86-64 with AVX2 or later. float32 throughout;
+`fma(a, b, c)` rounds `a * b + c` once; `clamp` is to the limits of the output type.
+
+    conv, linear, matmul   clamp(rint(acc * m) + z_y),  m = s_x * s_w / s_y
+    global average pool    the same,  m = s_x / (s_y * count)
+    add                    clamp(rint(fma(a, s_a / s_y, fma(b, s_b / s_y, fixed))))
+                           fixed = z_y - fma(s_a / s_y, z_a, s_b / s_y * z_b)
+    mul                    clamp(rint(acc * m + z_y)),  m = s_a * s_b / s_y
+    average pool           clamp(rint(mean / s_y + z_y)), mean summed row by row
+    anything else          clamp(rint(f(s_x * (q - z_x)) / s_y) + z_y)
+
+Note where the zero point enters: added before `rint` it moves ties (halves go to the even
+*output*) and is itself subject to rounding. Sigmoid and tanh are rational approximations, not
+the correctly rounded function. Sources: `core/mlas/lib/{quantize,qladd,qlmul,qlgavgpool,
+logistic,tanh}.cpp`, `contrib_ops/cpu/quantization/{qlinear_pool,qlinear_softmax}.cc`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fuseq.quant.arithmetic.base import Arithmetic, Pair, along
+from fuseq.quant.grid import Grid
+
+# Numerator and denominator in x**2, highest power first (the approximations of Eigen).
+SIGMOID = (
+    18.0,
+    (4.37031012579801e-11, 1.15627324459942e-07, 6.08574864600143e-05,
+     8.51377133304701e-03, 2.48287947061529e-01),
+    (6.10247389755681e-13, 5.76102136993427e-09, 6.29106785017040e-06,
+     1.70198817374094e-03, 1.16817656904453e-01, 9.93151921023180e-01),
+)  # fmt: skip
+TANH = (
+    9.0,
+    (-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11,
+     5.12229709037114e-08, 1.48572235717979e-05, 6.37261928875436e-04, 4.89352455891786e-03),
+    (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03),
+)  # fmt: skip
+
+
+class OnnxRuntime(Arithmetic):
+    """ONNX Runtime, CPU execution provider, x86-64."""
+
+    name: ClassVar[str] = "ort"
+
+    def quantize(self, real: Tensor, grid: Grid) -> Tensor:
+        """QuantizeLinear."""
+        return grid.quantize(real)
+
+    def dequantize(self, q: Tensor, grid: Grid) -> Tensor:
+        """DequantizeLinear."""
+        return grid.dequantize(q)
+
+    def requantize_accumulator(
+        self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
+    ) -> Tensor:
+        """Output stage of QLinearConv, QGemm and QLinearMatMul."""
+        x, weight = multiplicands
+        multiplier = x.scale * weight.scale / output_grid.scale
+        return _scale(accumulator.float(), along(multiplier, accumulator, axis), output_grid)
+
+    def add(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """QLinearAdd."""
+        ratio_a, ratio_b = grid_a.scale / output_grid.scale, grid_b.scale / output_grid.scale
+        offset = fma(ratio_a, grid_a.zero_point, ratio_b * grid_b.zero_point)
+        fixed = output_grid.zero_point.float() - offset
+        # One value repeated along a row goes in first.
+        first_a = _repeats_along_rows(a.shape, b.shape)
+        if first_a:
+            total = fma(b, ratio_b, fma(a, ratio_a, fixed))
+        else:
+            total = fma(a, ratio_a, fma(b, ratio_b, fixed))
+        return _saturate(torch.round(total), output_grid)
+
+    def mul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """QLinearMul."""
+        product = (a - grid_a.zero_point) * (b - grid_b.zero_point)
+        multiplier = grid_a.scale * grid_b.scale / output_grid.scale
+        return _saturate(
+            torch.round(product.float() * multiplier + output_grid.zero_point), output_grid
+        )
+
+    def average_pool(
+        self,
+        x: Tensor,
+        grid: Grid,
+        output_grid: Grid,
+        *,
+        kernel_size: Pair,
+        stride: Pair,
+        padding: Pair = (0, 0),
+        count_include_pad: bool = True,
+    ) -> Tensor:
+        """QLinearAveragePool: float32 sums, row by row."""
+        top, left = padding
+        padded = F.pad(self.dequantize(x, grid), (left, left, top, top))
+        inside = F.pad(torch.ones_like(x[:1, :1], dtype=torch.float32), (left, left, top, top))
+        total = torch.zeros(())
+        count = torch.zeros(())
+        for window, ones in zip(
+            _windows(padded, kernel_size, stride), _windows(inside, kernel_size, stride), strict=True
+        ):
+            total = total + window
+            count = count + (torch.ones_like(ones) if count_include_pad else ones)
+        mean = total / count
+        return _saturate(
+            torch.round(mean / output_grid.scale + output_grid.zero_point), output_grid
+        )
+
+    def global_average_pool(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """QLinearGlobalAveragePool: integer sum, one multiplication."""
+        total = (x - grid.zero_point).sum((2, 3), keepdim=True)
+        count = x.shape[2] * x.shape[3]
+        return _scale(total.float(), grid.scale / (output_grid.scale * count), output_grid)
+
+    def sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """QLinearSigmoid."""
+        return self.lookup(
+            x, grid, output_grid, lambda real: (_rational(real, *SIGMOID) + 0.5).clamp(0, 1)
+        )
+
+    def tanh(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """Tanh, in float."""
+        return self.lookup(x, grid, output_grid, lambda real: _rational(real, *TANH))
+
+    def softmax(self, x: Tensor, grid: Grid, output_grid: Grid, dim: int) -> Tensor:
+        """QLinearSoftmax: a table of exponentials shifted so that the largest input is 255."""
+        x = x.movedim(dim, -1)
+        table = _exponentials(float(grid.scale), x.shape[-1]).to(x.device)
+        exponential = table[(x - x.amax(-1, keepdim=True) + 255).long()]
+        total = torch.zeros_like(exponential[..., 0])
+        for column in exponential.unbind(-1):
+            total = total + column
+        inverse_scale = torch.floor(1 / output_grid.scale)
+        share = torch.round(exponential * inverse_scale / total.unsqueeze(-1))
+        return _saturate(share + output_grid.zero_point, output_grid).movedim(-1, dim)
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """`a * b + c` rounded to float32 once.
+
+    float64 holds the product of two float32 exactly, and here also the sum: one factor is an
+    8-bit integer, so that the terms span fewer than 53 bits.
+    """
+    return (a.double() * b.double() + c.double()).float()
+
+
+def _scale(accumulator: Tensor, multiplier: Tensor, grid: Grid) -> Tensor:
+    return _saturate(torch.round(accumulator * multiplier) + grid.zero_point, grid)
+
+
+def _saturate(q: Tensor, grid: Grid) -> Tensor:
+    return q.clamp(grid.qmin, grid.qmax).to(torch.int32)
+
+
+def _rational(
+    x: Tensor, limit: float, numerator: tuple[float, ...], denominator: tuple[float, ...]
+) -> Tensor:
+    x = x.clamp(-limit, limit)
+    square = x * x
+    return _polynomial(square, numerator) * x / _polynomial(square, denominator)
+
+
+def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    value, *rest = (torch.tensor(c, dtype=torch.float32, device=x.device) for c in coefficients)
+    for coefficient in rest:
+        value = fma(value, x, coefficient)
+    return value
+
+
+def _windows(x: Tensor, kernel_size: Pair, stride: Pair) -> list[Tensor]:
+    """One strided view of `[N, C, H, W]` per tap of a pooling window, in row order."""
+    rows = range((x.shape[2] - kernel_size[0]) // stride[0] + 1)
+    columns = range((x.shape[3] - kernel_size[1]) // stride[1] + 1)
+    return [
+        x[:, :, i : i + stride[0] * len(rows) : stride[0], j : j + stride[1] * len(columns) : stride[1]]
+        for i in range(kernel_size[0])
+        for j in range(kernel_size[1])
+    ]
+
+
+def _repeats_along_rows(shape: torch.Size, other: torch.Size) -> bool:
+    """Whether broadcasting repeats one value of the first operand over the innermost run."""
+    rank = max(len(shape), len(other))
+    sizes = zip(
+        (1,) * (rank - len(shape)) + tuple(shape),
+        (1,) * (rank - len(other)) + tuple(other),
+        strict=True,
+    )
+    differing = [pair for pair in sizes if pair != (1, 1)]
+    return not differing or differing[-1][0] == 1
+
+
+def _exponentials(scale: float, length: int) -> Tensor:
+    """Table of `exp(scale * (i - 255 + shift))`, the shift keeping sums of `length` finite."""
+    largest = torch.finfo(torch.float32).max
+    shift = max(0.0, math.log(largest / length) - 5) / scale
+    return torch.tensor([math.exp((i - 255 + shift) * scale) for i in range(256)]).float()

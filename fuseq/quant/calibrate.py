@@ -1,0 +1,108 @@
+"""Calibration: run the float program over data and watch the range of every quantized value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fuseq.errors import FuseqError
+from fuseq.program import Program
+from fuseq.quant.observer import OBSERVERS, Observer
+from fuseq.quant.structure import Structure
+
+
+def batches_of(data: Iterable[Any]) -> Iterable[tuple[Tensor, ...]]:
+    """Batches as tuples of input tensors, whatever the loader gives.
+
+    A batch is a tensor, a tuple or list that starts with the inputs, or a dict of tensors.
+    """
+    for batch in data:
+        if isinstance(batch, Tensor):
+            yield (batch,)
+        elif isinstance(batch, dict):
+            yield tuple(batch.values())
+        else:
+            yield tuple(batch)
+
+
+def calibrate(
+    program: Program,
+    structure: Structure,
+    data: Iterable[Any],
+    observer: str = "minmax",
+    progress: Callable[[int], None] | None = None,
+) -> Mapping[str, Observer]:
+    """Observe every group of a structure.
+
+    Args:
+        program: float program.
+        structure: of that program.
+        data: batches, seen once, in order.
+        observer: a key of `OBSERVERS`.
+        progress: called with the number of batches seen so far.
+
+    Returns:
+        One observer per group; all of them saw data.
+
+    Raises:
+        FuseqError: FQ006 if there is no batch or a batch does not fit, FQ401 if a value is not
+            finite, FQ007 for an unknown observer.
+    """
+    if observer not in OBSERVERS:
+        raise FuseqError(
+            "FQ007", f"unknown observer '{observer}'", fix=f"one of {', '.join(OBSERVERS)}"
+        )
+    observers = {group: OBSERVERS[observer]() for group in structure.group.values()}
+    watcher = _Watcher(program, structure, observers)
+    count = 0
+    with torch.no_grad():
+        for count, batch in enumerate(batches_of(data), start=1):
+            _require_fit(program, batch, count)
+            watcher.run(*batch[: len(program.example_inputs)])
+            if progress:
+                progress(count)
+    if not count:
+        raise FuseqError(
+            "FQ006", "the calibration set is empty", fix="--calib DIR, FILE.npz, or calibration_data()"
+        )
+    return observers
+
+
+class _Watcher(fx.Interpreter):
+    def __init__(
+        self, program: Program, structure: Structure, observers: Mapping[str, Observer]
+    ) -> None:
+        super().__init__(program.module)
+        self.extra_traceback = False
+        self.program, self.structure, self.observers = program, structure, observers
+
+    def run_node(self, node: fx.Node) -> Any:
+        result = super().run_node(node)
+        group = self.structure.group.get(node.name)
+        if group is not None and isinstance(result, Tensor):
+            if not torch.isfinite(result).all():
+                raise FuseqError(
+                    "FQ401",
+                    f"{self.program.where(node)} has values that are not finite during calibration",
+                    fix="look at the calibration data for NaN, and at the weights before this node",
+                )
+            self.observers[group].update(result)
+        return result
+
+
+def _require_fit(program: Program, batch: tuple[Tensor, ...], number: int) -> None:
+    for index, (x, example) in enumerate(zip(batch, program.example_inputs, strict=False)):
+        free = {d for i, d in program.origin.dynamic if i == index}
+        fits = x.dim() == example.dim() and all(
+            d in free or x.shape[d] == example.shape[d] for d in range(x.dim())
+        )
+        if not fits or x.dtype != example.dtype:
+            raise FuseqError(
+                "FQ006",
+                f"calibration batch {number} has shape {tuple(x.shape)} and {x.dtype}, "
+                f"the program takes {tuple(example.shape)} and {example.dtype}",
+                fix="yield batches shaped like example_inputs(), float32",
+            )

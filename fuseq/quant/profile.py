@@ -1,0 +1,44 @@
+"""`Profile`: what a target does with integers, as data. Nothing else in the code knows targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Rules of one target.
+
+    Attributes:
+        name: of the backend it belongs to.
+        arithmetic: rounding of its kernels, a key of `fuseq.quant.arithmetic.ARITHMETICS`.
+        activation: dtype of activations.
+        integer: ops with an integer kernel and a free output grid.
+        float_inside: ops that take and give integers but compute in float between them (a lookup
+            table, or dequantize -> op -> quantize).
+        same_grid: ops whose output has its input's grid (they move or select values).
+        tied_inputs: ops whose inputs must be on the output's grid; `legalize` puts a requantize on
+            each input edge, so that a value with other users keeps its own grid.
+        absorbed: activation -> producers that compute it on their accumulator; the value between
+            has no grid.
+        fixed: op -> (scale, zero point) its output must have.
+        decompose: ops that `legalize` spells with others before quantization.
+        per_channel: whether weights have one scale per output channel.
+    """
+
+    name: str
+    arithmetic: str
+    activation: str = "uint8"
+    integer: frozenset[str] = frozenset()
+    float_inside: frozenset[str] = frozenset()
+    same_grid: frozenset[str] = frozenset()
+    tied_inputs: frozenset[str] = frozenset()
+    absorbed: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    fixed: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    decompose: frozenset[str] = frozenset()
+    per_channel: bool = True
+
+    def computes(self, op: str) -> bool:
+        """Whether an op takes and gives integers."""
+        return op in self.integer or op in self.float_inside or op in self.tied_inputs

@@ -1,0 +1,132 @@
+"""Which values of a program are quantized for a target, and which of them share one grid.
+
+Purely structural: shapes and ops, no data. A value has a grid if the op that makes it, or an op
+that reads it, computes in integers. Ops that only move values pass grids through, in both
+directions. Grids are shared by unification (union-find over values).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import fx
+
+from fuseq import ops
+from fuseq.program import Program
+from fuseq.quant.profile import Profile
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Quantization structure of a program.
+
+    Attributes:
+        group: name of each quantized value -> name of the value that stands for its group.
+        absorbed: producer name -> name of the activation computed on its accumulator.
+        fixed: group -> (scale, zero point) the target demands.
+        islands: names of compute nodes that stay float.
+    """
+
+    group: Mapping[str, str]
+    absorbed: Mapping[str, str]
+    fixed: Mapping[str, tuple[float, int]]
+    islands: tuple[str, ...]
+
+
+def find_structure(program: Program, profile: Profile, keep: frozenset[str] = frozenset()) -> Structure:
+    """Quantization structure of a legalized program.
+
+    Args:
+        program: canonical, batch norms folded.
+        profile: the target's rules.
+        keep: names of nodes that stay float.
+    """
+    nodes = [n for n in program.graph.nodes if _is_value(program, n)]
+    names = {n: ops.name_of(program, n) for n in nodes}
+    integer = {n for n in nodes if profile.computes(names[n]) and n.name not in keep}
+    absorbed = _absorbed(nodes, names, profile, integer)
+    inner = {n.name for n in absorbed}
+
+    quantized = {n for n in integer if n.name not in inner}
+    quantized |= {a for n in integer for a in operands(n) if a.name not in inner}
+    quantized |= set(absorbed.values())
+    moving = [n for n in nodes if names[n] in profile.same_grid and n.name not in keep]
+    moving = [n for n in moving if n not in absorbed.values()]
+    pairs = [(n, n.args[0]) for n in moving if isinstance(n.args[0], fx.Node)]
+    grown = True
+    while grown:
+        grown = False
+        for a, b in pairs:
+            if (a in quantized) != (b in quantized):
+                quantized |= {a, b}
+                grown = True
+
+    parent = {n: n for n in quantized}
+
+    def find(node: fx.Node) -> fx.Node:
+        while parent[node] is not node:
+            node = parent[node]
+        return node
+
+    ties = [(a, b) for a, b in pairs if a in quantized and b in quantized]
+    ties += [
+        (n, a) for n in quantized if names[n] in profile.tied_inputs and n in integer for a in operands(n)
+    ]
+    order = {n: i for i, n in enumerate(nodes)}
+    for a, b in ties:
+        first, second = sorted((find(a), find(b)), key=order.__getitem__)
+        parent[second] = first
+
+    fixed = {
+        find(n).name: profile.fixed[names[n]] for n in quantized & integer if names[n] in profile.fixed
+    }
+    islands = tuple(
+        n.name
+        for n in nodes
+        if n not in quantized and n.name not in inner and names[n] not in ("input", "constant")
+    )
+    group = {n.name: find(n).name for n in nodes if n in quantized}
+    return Structure(group, {a.name: b.name for a, b in absorbed.items()}, fixed, islands)
+
+
+def operands(node: fx.Node) -> tuple[fx.Node, ...]:
+    """Tensor operands of a node that carry data (attributes and sizes left out)."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(node.args, lambda n: found.append(n) or n)
+    return tuple(n for n in found if "shape" in n.meta and n.op != "get_attr")
+
+
+def _is_value(program: Program, node: fx.Node) -> bool:
+    floating = "dtype" in node.meta and node.meta["dtype"].is_floating_point
+    return node.op != "output" and floating and node.op != "get_attr"
+
+
+def _absorbed(
+    nodes: list[fx.Node], names: Mapping[fx.Node, str], profile: Profile, integer: set[fx.Node]
+) -> dict[fx.Node, fx.Node]:
+    found = {}
+    for node in nodes:
+        producer = node.args[0] if node.args else None
+        if names[node] not in profile.absorbed or not isinstance(producer, fx.Node):
+            continue
+        fits = names.get(producer) in profile.absorbed[names[node]] and producer in integer
+        if fits and len(producer.users) == 1 and _holds_zero(node):
+            found[producer] = node
+    return found
+
+
+def _holds_zero(node: fx.Node) -> bool:
+    low, high = bounds(node)
+    return low <= 0.0 <= high
+
+
+def bounds(node: fx.Node) -> tuple[float, float]:
+    """Interval that a relu or clamp node cuts to."""
+    if "min" not in node.kwargs:
+        return 0.0, float("inf")
+    low, high = node.kwargs["min"], node.kwargs["max"]
+    return (
+        float("-inf") if low is None else float(low),  # type: ignore[arg-type]
+        float("inf") if high is None else float(high),  # type: ignore[arg-type]
+    )

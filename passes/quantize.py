@@ -1,0 +1,76 @@
+"""Calibrate and choose every grid: from here on the program runs in integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import fuseq
+from fuseq import ops
+from fuseq.errors import FuseqError
+from fuseq.program import Program
+from fuseq.quant.calibrate import calibrate
+from fuseq.quant.profile import Profile
+from fuseq.quant.solve import solve
+from fuseq.quant.structure import find_structure
+
+
+@dataclass(frozen=True)
+class Islands:
+    """Compute nodes that stay float in a quantized program.
+
+    Attributes:
+        nodes: their names.
+    """
+
+    nodes: tuple[str, ...]
+
+
+def batch_norms_folded(program: Program) -> str | None:
+    """Every batch norm has become part of a convolution or stands behind no integer op."""
+    left = [
+        n
+        for n in program.graph.nodes
+        if ops.name_of(program, n) == "batch_norm"
+        and any(ops.name_of(program, p) == "conv2d" for p in n.all_input_nodes)
+        and len(n.all_input_nodes[0].users) == 1
+    ]
+    return f"{len(left)} are left, first {program.where(left[0])}" if left else None
+
+
+@dataclass(frozen=True)
+class Quantize(fuseq.Pass):
+    """Quantize for a target.
+
+    Attributes:
+        observer: how ranges are measured: minmax, moving-average, percentile or mse.
+        keep: names of nodes that stay float.
+        profile: the target's rules.
+        calibration: batches of inputs, seen once.
+        progress: called with the number of batches seen.
+    """
+
+    name: ClassVar[str] = "quantize"
+    promise: ClassVar[fuseq.Promise] = fuseq.NewFunction("rounds every value to a grid")
+    requires: ClassVar[tuple[fuseq.Predicate, ...]] = (batch_norms_folded,)
+
+    observer: str = "minmax"
+    keep: tuple[str, ...] = ()
+    profile: Profile | None = field(default=None, repr=False)
+    calibration: Iterable[Any] | None = field(default=None, repr=False)
+    progress: Callable[[int], None] | None = field(default=None, repr=False)
+
+    def run(self, program: Program) -> int:
+        """Set `program.quantization`; returns the number of quantized values."""
+        if self.profile is None:
+            raise FuseqError("FQ012", "quantize needs a target", fix="--backend onnx")
+        if self.calibration is None:
+            raise FuseqError(
+                "FQ006", "quantize needs calibration data", fix="--calib DIR, or calibration_data()"
+            )
+        structure = find_structure(program, self.profile, frozenset(self.keep))
+        observers = calibrate(program, structure, self.calibration, self.observer, self.progress)
+        program.quantization = solve(program, self.profile, structure, observers)
+        program.note(Islands(structure.islands))
+        return len(structure.group)

@@ -1,0 +1,150 @@
+r"""Recompute batch-norm statistics over a whole data set, forward only.
+
+For a norm whose input takes values `x` over the whole set (all batches, all positions), per channel
+
+    mean = sum(x) / n,        var = sum((x - mean)^2) / (n - 1)          (unbiased, as torch keeps it)
+
+Batches are pooled by Chan's update (Chan, Golub, LeVeque 1983), in float64:
+
+    n = a + b,  d = mean_b - mean_a,  mean = mean_a + d b/n,  M2 = M2_a + M2_b + d^2 a b / n
+
+so the result is that of the whole set whatever the batch size. (Averaging per-batch variances, as
+is common, loses the spread of the batch means.)
+
+A norm's input depends on the norms before it. They are therefore recomputed level by level: norms
+that no other pending norm feeds, in one sweep over the data, then those behind them. What results
+is the fixed point: every norm's statistics are those of its input in the final network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+import fuseq
+from fuseq import ops
+from fuseq.errors import FuseqError
+from fuseq.program import Program
+from fuseq.quant.calibrate import batches_of
+
+
+@dataclass(frozen=True)
+class RecalibrateBatchNorm(fuseq.Pass):
+    """Set running statistics to those of the calibration set.
+
+    Attributes:
+        batches: number of batches to use; 0 for all.
+        calibration: batches of inputs; iterated once per level of norms.
+        progress: called with the number of forward runs done.
+    """
+
+    name: ClassVar[str] = "recalibrate-bn"
+    promise: ClassVar[fuseq.Promise] = fuseq.NewFunction("batch-norm statistics come from the data")
+
+    batches: int = 0
+    calibration: Iterable[Any] | None = field(default=None, repr=False)
+    progress: Callable[[int], None] | None = field(default=None, repr=False)
+
+    def run(self, program: Program) -> int:
+        """Edit the statistics; returns the number of norms recomputed."""
+        if self.calibration is None:
+            raise FuseqError(
+                "FQ202", "recalibrate-bn needs data", fix="--calib DIR, or calibration_data()"
+            )
+        norms = [n for n in program.graph.nodes if ops.name_of(program, n).startswith("batch_norm")]
+        data = self._data()
+        done = 0
+        for level in _levels(program, norms):
+            pools = {node: _Pool() for node in level}
+            sweep = _Sweep(program, pools, last=level[-1])
+            with torch.no_grad():
+                for batch in data:
+                    sweep.run(*batch[: len(program.example_inputs)])
+                    done += 1
+                    if self.progress:
+                        self.progress(done)
+            for node, pool in pools.items():
+                pool.store(program.get(node), program.where(node))
+        return len(norms)
+
+    def _data(self) -> list[tuple[Tensor, ...]]:
+        assert self.calibration is not None
+        data = []
+        for batch in batches_of(self.calibration):
+            data.append(batch)
+            if len(data) == self.batches:
+                break
+        if not data:
+            raise FuseqError(
+                "FQ006", "the calibration set is empty", fix="give at least one batch of inputs"
+            )
+        return data
+
+
+class _Pool:
+    """Running count, mean and sum of squared deviations per channel, float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor = torch.zeros(())
+        self.squares: Tensor = torch.zeros(())
+
+    def update(self, x: Tensor) -> None:
+        values = x.detach().double().transpose(0, 1).flatten(1)
+        count, mean = values.shape[1], values.mean(1)
+        squares = ((values - mean[:, None]) ** 2).sum(1)
+        total = self.count + count
+        step = mean - self.mean
+        self.squares = self.squares + squares + step**2 * (self.count * count / total)
+        self.mean = self.mean + step * (count / total)
+        self.count = total
+
+    def store(self, norm: nn.Module, where: str) -> None:
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        if self.count < 2:
+            raise FuseqError(
+                "FQ006",
+                f"{where} sees a single value per channel: a variance needs two",
+                fix="give more calibration images",
+            )
+        norm.running_mean.copy_(self.mean)
+        norm.running_var.copy_(self.squares / (self.count - 1))
+
+
+class _Sweep(fx.Interpreter):
+    """Runs the program up to the last norm of a level, pooling the inputs of its norms."""
+
+    def __init__(self, program: Program, pools: dict[fx.Node, _Pool], last: fx.Node) -> None:
+        super().__init__(program.module)
+        self.extra_traceback = False
+        self.pools = pools
+        order = list(program.graph.nodes)
+        self.skipped = set(order[order.index(last) + 1 :])
+
+    def run_node(self, node: fx.Node) -> Any:
+        if node in self.skipped:
+            return None
+        if node in self.pools:
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            self.pools[node].update(self.env[source])
+        return super().run_node(node)
+
+
+def _levels(program: Program, norms: list[fx.Node]) -> list[list[fx.Node]]:
+    """Norms by the length of the longest chain of norms before them, each level in graph order."""
+    pending = set(norms)
+    depth: dict[fx.Node, int] = {}
+    for node in program.graph.nodes:
+        before = max((depth[n] for n in node.all_input_nodes), default=0)
+        depth[node] = before + (node in pending)
+    levels: dict[int, list[fx.Node]] = {}
+    for node in norms:
+        levels.setdefault(depth[node], []).append(node)
+    return [levels[d] for d in sorted(levels)]
