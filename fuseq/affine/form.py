@@ -1,0 +1,532 @@
+r"""`LinForm`: a value written as one convolution of an earlier value, the root.
+
+Let x be the root, zero outside its map. A value v is affine and translation-equivariant in x if,
+per output channel o and position i (two axes, treated alike),
+
+    v[o, i] = sum over c, r of  K[o, c, r] * x[c, s*i + r]  +  bias[o],
+    i = 0 .. floor((H + a) / s)
+
+with stride s, extent a, and taps r: a finite set of offsets for each axis. A convolution of kernel
+size k, dilation d and padding (p, q) has taps d*j - p and a = p + q - d*(k-1) - 1; the identity
+has the one tap 0 and a = -1. Padding, cropping and striding are the one-tap cases, so all spatial
+operations are one: composition. Applying (s2, a2, taps q) to (s1, a1, taps r) gives
+
+    stride s1*s2,    taps s1*q + r,    extent a1 + s1*(a2 + 1),
+
+the last because nested floors compose. Extents are attributes, not sizes: forms with equal stride
+and equal extent have equal sizes for every H.
+
+Composition reads v outside its map as zero. Two rules say when that is what the formula gives:
+
+*Ring rule.* Position -1 of v reads x at r - s and must read none of it: max r <= s - 1. Position
+`floor((H + a)/s) + 1` must read none for any H: min r >= -a - 1. Further positions are then safe.
+
+*Bias rule.* The formula gives `bias` outside the map, so whatever surrounds the map must equal it.
+
+A form is cheap to make: its kernel is computed when it is asked for, in float64. Structure (taps,
+which input channels an output channel can read) and biases are known at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fuseq.affine.refusal import RefusedError
+
+Kernel = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One spatial axis of a form.
+
+    Attributes:
+        stride: step in the root for one step in the value; positive.
+        extent: `a` in `size = floor((H + a) / stride) + 1`.
+        taps: offsets that are read, ascending.
+    """
+
+    stride: int
+    extent: int
+    taps: tuple[int, ...]
+
+    @staticmethod
+    def window(
+        kernel: int, *, stride: int = 1, before: int = 0, after: int = 0, dilation: int = 1
+    ) -> Axis:
+        """Axis of a convolution that pads by `before` and `after` (negative: crops)."""
+        taps = tuple(dilation * j - before for j in range(kernel))
+        return Axis(stride, before + after - dilation * (kernel - 1) - 1, taps)
+
+    def size(self, root_size: int) -> int:
+        """Size of the value for a size of the root."""
+        return (root_size + self.extent) // self.stride + 1
+
+    def then(self, outer: Axis) -> Axis:
+        """Axis of `outer` applied to a value of this axis."""
+        taps = sorted({self.stride * q + r for q in outer.taps for r in self.taps})
+        extent = self.extent + self.stride * (outer.extent + 1)
+        return Axis(self.stride * outer.stride, extent, tuple(taps))
+
+    def reads_before(self) -> int:
+        """Number of positions before the map that are read."""
+        return max(0, -self.taps[0])
+
+    def reads_after(self) -> int:
+        """Largest number of positions after the map that are read, over all sizes."""
+        return max(0, self.taps[-1] + self.extent + 1)
+
+
+IDENTITY = Axis.window(1)
+
+PADDING_RULES = frozenset({"ring rule", "bias rule"})
+
+
+@dataclass(frozen=True)
+class Border:
+    """A constant frame around a map, while it differs from the map's bias.
+
+    Attributes:
+        widths: of the frame: top, bottom, left, right.
+        values: float64 `(3, 3, channels)`: (top, middle, bottom) x (left, middle, right); the
+            middle is the map's own bias.
+        rounding: relative rounding of the least precise constant written so far.
+    """
+
+    widths: tuple[int, int, int, int]
+    values: Tensor
+    rounding: float
+
+
+@dataclass(frozen=True)
+class LinForm:
+    """A value as one convolution of a root.
+
+    Attributes:
+        in_channels: of the root.
+        axes: vertical, horizontal.
+        low: int64 `(channels,)`, first root channel that each channel reads.
+        high: int64 `(channels,)`, one past the last.
+        bias: float64 `(channels,)`.
+        kernel: gives float64 `(channels, max(high - low), taps, taps)`; entry b of channel o
+            belongs to root channel `low[o] + b`, and is zero from `high[o]` on.
+        border: constant frame that still has to become the bias, or None.
+        size: root size the form is restricted to, or None if it holds for every size.
+        rules: exactness rules that were needed, by name.
+        rounding: relative rounding of constants that were taken as equal to a bias.
+    """
+
+    in_channels: int
+    axes: tuple[Axis, Axis]
+    low: Tensor
+    high: Tensor
+    bias: Tensor
+    kernel: Kernel
+    border: Border | None = None
+    size: tuple[int, int] | None = None
+    rules: frozenset[str] = frozenset()
+    rounding: float = 0.0
+
+    @staticmethod
+    def root(channels: int, size: tuple[int, int] | None = None) -> LinForm:
+        """The identity on a root.
+
+        Args:
+            channels: of the root.
+            size: restrict everything built on the root to this height and width.
+        """
+        channel = torch.arange(channels)
+        return LinForm(
+            in_channels=channels,
+            axes=(IDENTITY, IDENTITY),
+            low=channel,
+            high=channel + 1,
+            bias=torch.zeros(channels, dtype=torch.float64),
+            kernel=lambda: torch.ones(channels, 1, 1, 1, dtype=torch.float64),
+            size=size,
+        )
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the value."""
+        return len(self.bias)
+
+    def groups(self) -> int:
+        """Largest group count of a convolution that can hold this form."""
+        for groups in range(math.gcd(self.in_channels, self.channels), 1, -1):
+            if self.in_channels % groups or self.channels % groups:
+                continue
+            first = group_start(self.in_channels, self.channels, groups)
+            if ((self.low >= first) & (self.high <= first + self.in_channels // groups)).all():
+                return groups
+        return 1
+
+    def dense(self, first: Tensor, width: int) -> Tensor:
+        """Kernel in another channel layout.
+
+        Args:
+            first: int64 `(channels,)`, root channel of each output channel's first entry.
+            width: number of root channels per output channel.
+
+        Returns:
+            float64 `(channels, width, taps, taps)`.
+        """
+        return _shifted(self.kernel(), self.low, first, width)
+
+    # --- channels one by one ---
+
+    def scaled(self, scale: Tensor | float) -> LinForm:
+        """`scale * v`, with a number or one factor a channel."""
+        self._require_plain()
+        factor = torch.as_tensor(scale, dtype=torch.float64).expand(self.channels)
+        kernel = self.kernel
+        return replace(
+            self,
+            bias=self.bias * factor,
+            kernel=cache(lambda: kernel() * factor.view(-1, 1, 1, 1)),
+        )
+
+    def shifted(self, shift: Tensor | float) -> LinForm:
+        """`v + shift`, with a number or one term a channel."""
+        self._require_plain()
+        return replace(self, bias=self.bias + torch.as_tensor(shift, dtype=torch.float64))
+
+    def channels_taken(self, index: Tensor) -> LinForm:
+        """Some channels of the value, by int64 index."""
+        self._require_plain()
+        kernel = self.kernel
+        low, high = self.low[index], self.high[index]
+        width = int((high - low).max())
+        return replace(
+            self,
+            low=low,
+            high=high,
+            bias=self.bias[index],
+            kernel=cache(lambda: kernel()[index, :width]),
+        )
+
+    # --- several forms of one root ---
+
+    def plus(self, other: LinForm) -> LinForm:
+        """`v + w`.
+
+        Raises:
+            RefusedError: layout, stride-mismatch, size-mismatch.
+        """
+        if self.channels != other.channels:
+            raise RefusedError(
+                "layout", f"{self.channels} channels meet {other.channels}", "repeat the channels"
+            )
+        axes, rules = _common_axes((self, other))
+        low, high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
+        width = int((high - low).max())
+        return replace(
+            self,
+            axes=axes,
+            low=low,
+            high=high,
+            bias=self.bias + other.bias,
+            kernel=cache(
+                lambda: _spread(self, axes, low, width) + _spread(other, axes, low, width)
+            ),
+            rules=rules,
+            rounding=max(self.rounding, other.rounding),
+        )
+
+    @staticmethod
+    def concatenated(forms: Sequence[LinForm]) -> LinForm:
+        """Channels of several forms, in order.
+
+        Raises:
+            RefusedError: stride-mismatch, size-mismatch.
+        """
+        axes, rules = _common_axes(forms)
+        low, high = torch.cat([f.low for f in forms]), torch.cat([f.high for f in forms])
+        width = int((high - low).max())
+        return replace(
+            forms[0],
+            axes=axes,
+            low=low,
+            high=high,
+            bias=torch.cat([f.bias for f in forms]),
+            kernel=cache(lambda: torch.cat([_spread(f, axes, f.low, width) for f in forms])),
+            rules=rules,
+            rounding=max(f.rounding for f in forms),
+        )
+
+    # --- space ---
+
+    def convolved(
+        self, weight: Tensor, bias: Tensor | None, groups: int, axes: tuple[Axis, Axis]
+    ) -> LinForm:
+        """Composition with a convolution that zero-pads.
+
+        Args:
+            weight: `(out channels, channels / groups, taps, taps)`, any floating dtype.
+            bias: `(out channels,)` or None.
+            groups: of the convolution.
+            axes: of the convolution, with as many taps as the weight.
+
+        Raises:
+            RefusedError: ring, border-bias.
+        """
+        padded = self._reads_outside(axes)
+        if padded and not _same(self.bias, torch.zeros_like(self.bias), 0.0):
+            raise _border_bias(self.bias, torch.zeros_like(self.bias))
+        outputs = len(weight)
+        low, high, first = (
+            t.repeat_interleave(n)
+            for t, n in (
+                (self.low.view(groups, -1).amin(1), outputs // groups),
+                (self.high.view(groups, -1).amax(1), outputs // groups),
+                (self.low.view(groups, -1).amin(1), self.channels // groups),
+            )
+        )
+        shift = torch.zeros(outputs, dtype=torch.float64) if bias is None else bias.double()
+        if self.bias.any():
+            sums = weight.double().sum((2, 3)).view(groups, outputs // groups, -1)
+            shift = shift + (sums @ self.bias.view(groups, -1, 1)).flatten()
+        joint = (self.axes[0].then(axes[0]), self.axes[1].then(axes[1]))
+        width = int((high - low).max())
+
+        def kernel() -> Tensor:
+            inner = self.dense(first, width).view(groups, self.channels // groups, -1)
+            outer = weight.double().view(groups, outputs // groups, self.channels // groups, -1)
+            product = outer.transpose(2, 3).flatten(1, 2) @ inner
+            sizes = [len(axis.taps) for axis in (*axes, *self.axes)]
+            split = product.view(outputs, *sizes[:2], width, *sizes[2:])
+            return _gathered(split, axes, self.axes, joint)
+
+        return replace(
+            self,
+            axes=joint,
+            low=low,
+            high=high,
+            bias=shift,
+            kernel=cache(kernel),
+            rules=self.rules | (PADDING_RULES if padded else frozenset()),
+        )
+
+    def padded(
+        self, axes: tuple[Axis, Axis], value: Tensor | float, *, framed: bool = False
+    ) -> LinForm:
+        """Padding with a constant, cropping or striding.
+
+        Args:
+            axes: with one tap each.
+            value: what is padded with; a number or one a channel.
+            framed: a border other than the bias may follow, to be overwritten.
+
+        Raises:
+            RefusedError: ring, border-bias.
+        """
+        constant = torch.as_tensor(value, dtype=torch.float64).expand(self.channels)
+        padded = self._reads_outside(axes)
+        border = None
+        if padded and not _same(self.bias, constant, 0.0):
+            if not framed:
+                raise _border_bias(self.bias, constant)
+            border = _frame(axes, self.bias, constant)
+        return replace(
+            self,
+            axes=(self.axes[0].then(axes[0]), self.axes[1].then(axes[1])),
+            border=border,
+            rules=self.rules | (PADDING_RULES if padded else frozenset()),
+        )
+
+    def overwritten(
+        self, dim: int, start: int, end: int | None, value: Tensor, rounding: float
+    ) -> LinForm:
+        """A constant written over whole rows (dim 2) or columns (dim 3) of the frame.
+
+        Args:
+            dim: 2 or 3.
+            start: first row; negative counts from the end.
+            end: one past the last row, or None for the end.
+            value: float64 `(channels,)`.
+            rounding: relative rounding of the value.
+
+        Raises:
+            RefusedError: layout if anything but one side of the frame is written.
+        """
+        side = 2 * (dim - 2)
+        widths = self.border.widths if self.border else (0, 0, 0, 0)
+        before, after = widths[side], widths[side + 1]
+        if self.border and before and (start, end) == (0, before):
+            row = 0
+        elif self.border and after and (start, end) == (-after, None):
+            row = 2
+        else:
+            raise RefusedError("layout", "a constant is written over more than one padded border")
+        values = self.border.values.clone()
+        values[(row,) if dim == 2 else (slice(None), row)] = value
+        rounding = max(rounding, self.border.rounding)
+        if _same(self.bias, values, rounding):
+            rules = self.rules | {"bias rule"}
+            return replace(self, border=None, rules=rules, rounding=max(self.rounding, rounding))
+        return replace(self, border=Border(widths, values, rounding))
+
+    def _reads_outside(self, outer: tuple[Axis, Axis]) -> bool:
+        """Whether `outer` reads outside the map; raises if the ring rule then fails."""
+        self._require_plain()
+        reads = False
+        for index, (axis, window) in enumerate(zip(self.axes, outer, strict=True)):
+            root_size = self.size[index] if self.size else None
+            before, after = window.reads_before(), _reads_after(axis, window, root_size)
+            if before and axis.taps[-1] > axis.stride - 1:
+                raise _ring("before", axis.taps[-1] - axis.stride + 1)
+            free = -axis.extent - 1
+            if root_size is not None:
+                free = root_size - axis.stride * axis.size(root_size)
+            if after and axis.taps[0] < free:
+                raise _ring("after", free - axis.taps[0])
+            reads = reads or bool(before or after)
+        return reads
+
+    def _require_plain(self) -> None:
+        if self.border:
+            raise _border_bias(self.bias, self.border.values)
+
+
+def group_start(in_channels: int, channels: int, groups: int) -> Tensor:
+    """First input channel of each output channel's group: int64 `(channels,)`."""
+    group = torch.arange(channels) // (channels // groups)
+    return group * (in_channels // groups)
+
+
+def _reads_after(axis: Axis, window: Axis, root_size: int | None) -> int:
+    if root_size is None:
+        return window.reads_after()
+    size = axis.size(root_size)
+    last = window.stride * (window.size(size) - 1) + window.taps[-1]
+    return max(0, last - size + 1)
+
+
+def _common_axes(forms: Sequence[LinForm]) -> tuple[tuple[Axis, Axis], frozenset[str]]:
+    """Axes with the union of all taps, where strides and sizes agree."""
+    axes, rules = [], frozenset[str]().union(*(form.rules for form in forms))
+    for form in forms:
+        form._require_plain()
+    for index in (0, 1):
+        parts = [form.axes[index] for form in forms]
+        strides = {axis.stride for axis in parts}
+        if len(strides) > 1:
+            raise RefusedError(
+                "stride-mismatch",
+                f"branches of strides {sorted(strides)} meet",
+                "give the branches one stride",
+            )
+        extents = {axis.extent for axis in parts}
+        if len(extents) > 1:
+            restricted = forms[0].size
+            if not restricted or len({a.size(restricted[index]) for a in parts}) > 1:
+                raise RefusedError(
+                    "size-mismatch",
+                    f"branches differ in size by up to {max(extents) - min(extents)} "
+                    "for some input sizes",
+                    "pad and crop the branches alike",
+                )
+            rules |= {"captured size"}
+        taps = sorted({tap for axis in parts for tap in axis.taps})
+        axes.append(replace(parts[0], taps=tuple(taps)))
+    return (axes[0], axes[1]), rules
+
+
+def _shifted(kernel: Tensor, low: Tensor, first: Tensor, width: int) -> Tensor:
+    """Kernel rows that start at root channel `low`, as rows of `width` that start at `first`."""
+    if width == kernel.shape[1] and torch.equal(low, first):
+        return kernel
+    source = (first - low)[:, None] + torch.arange(width)
+    valid = (source >= 0) & (source < kernel.shape[1])
+    index = source.clamp(0, kernel.shape[1] - 1)[:, :, None, None]
+    taken = kernel.gather(1, index.expand(-1, -1, *kernel.shape[2:]))
+    return taken * valid[:, :, None, None]
+
+
+def _spread(form: LinForm, axes: tuple[Axis, Axis], first: Tensor, width: int) -> Tensor:
+    """Kernel of a form in another channel layout, with zeros at the taps it lacks."""
+    kernel = form.dense(first, width)
+    for dim, (old, new) in enumerate(zip(form.axes, axes, strict=True), start=2):
+        if old.taps != new.taps:
+            position = torch.tensor([new.taps.index(tap) for tap in old.taps])
+            shape = [*kernel.shape[:dim], len(new.taps), *kernel.shape[dim + 1 :]]
+            kernel = kernel.new_zeros(shape).index_copy_(dim, position, kernel)
+    return kernel
+
+
+def _gathered(
+    split: Tensor,
+    outer: tuple[Axis, Axis],
+    inner: tuple[Axis, Axis],
+    joint: tuple[Axis, Axis],
+) -> Tensor:
+    """Adds up the products of taps that fall on one joint tap.
+
+    Args:
+        split: `(channels, outer taps, outer taps, width, inner taps, inner taps)`.
+        outer: axes applied last.
+        inner: axes applied first.
+        joint: their composition.
+
+    Returns:
+        `(channels, width, joint taps, joint taps)`.
+    """
+    ordered = split.permute(0, 3, 1, 4, 2, 5)
+    for dim in (2, 3):
+        axis = dim - 2
+        taps = torch.tensor(
+            [
+                joint[axis].taps.index(inner[axis].stride * q + r)
+                for q in outer[axis].taps
+                for r in inner[axis].taps
+            ]
+        )
+        flat = ordered.flatten(dim, dim + 1)
+        shape = [*flat.shape[:dim], len(joint[axis].taps), *flat.shape[dim + 1 :]]
+        ordered = flat.new_zeros(shape).index_add_(dim, taps, flat)
+    return ordered
+
+
+def _frame(axes: tuple[Axis, Axis], bias: Tensor, constant: Tensor) -> Border:
+    top, bottom, left, right = (
+        width for axis in axes for width in (axis.reads_before(), axis.reads_after())
+    )
+    values = constant.expand(3, 3, -1).clone()
+    values[1, 1] = bias
+    for row, width in ((0, top), (2, bottom)):
+        if not width:
+            values[row] = values[1]
+    for column, width in ((0, left), (2, right)):
+        if not width:
+            values[:, column] = values[:, 1]
+    return Border((top, bottom, left, right), values, 0.0)
+
+
+def _same(bias: Tensor, constant: Tensor, rounding: float) -> bool:
+    tolerance = 8 * max(rounding, torch.finfo(torch.float64).eps)
+    scale = torch.maximum(bias.abs().max(), constant.abs().max())
+    return bool(((bias - constant).abs() <= tolerance * scale).all())
+
+
+def _border_bias(bias: Tensor, constant: Tensor) -> RefusedError:
+    gap = float((bias - constant).abs().max())
+    return RefusedError(
+        "border-bias",
+        f"a value with a bias is padded with a constant {gap:.3g} away from that bias",
+        "pad before the bias is added, or pad with the bias",
+    )
+
+
+def _ring(side: str, overlap: int) -> RefusedError:
+    return RefusedError(
+        "ring",
+        f"positions {side} the padded intermediate map would still read "
+        f"{overlap} rows or columns of the input instead of zeros",
+        "pad the input once instead of the intermediate value",
+    )

@@ -1,0 +1,64 @@
+"""Why two operations stay apart: a code for programs, a sentence and a way out for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CODES = {
+    "nonlinear": "an operation in between is not affine, or not known to be",
+    "ring": "a padded intermediate value would have read the input in its padding",
+    "border-bias": "a bias is not the value that surrounds the map, so borders differ",
+    "pad-mode": "padding with anything but a constant",
+    "ceil-mode": "windows that hang over the border",
+    "count-include-pad": "an average whose divisor changes at borders",
+    "stride-mismatch": "branches with different strides meet",
+    "size-mismatch": "branches agree in size only for some input sizes",
+    "layout": "operands that are not one map of channels, height and width",
+    "leak": "a value inside is read from outside",
+    "cost": "one convolution would cost more than the operations it replaces",
+    "proof": "the float64 check of the fused convolution failed",
+}
+
+
+class RefusedError(Exception):
+    """A rule of the algebra does not hold.
+
+    Attributes:
+        code: a key of `CODES`.
+        reason: one sentence, with the numbers.
+        fix: what would make it hold.
+    """
+
+    def __init__(self, code: str, reason: str, fix: str = "") -> None:
+        assert code in CODES, code
+        super().__init__(f"{code}: {reason}")
+        self.code, self.reason, self.fix = code, reason, fix
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A region that was left as it is.
+
+    Attributes:
+        code: a key of `CODES`.
+        node: name of the node where the rule fails.
+        source: `file:line` of that node, or the empty string.
+        root: name of the value the region would have started from.
+        exit: name of the value the region would have computed.
+        reason: one sentence, with the numbers.
+        fix: what would make the region fusable, or the empty string.
+    """
+
+    code: str
+    node: str
+    source: str
+    root: str
+    exit: str
+    reason: str
+    fix: str
+
+    def __str__(self) -> str:
+        place = f" ({self.source})" if self.source else ""
+        return f"`{self.node}`{place}: {self.code}: {self.reason}" + (
+            f"; {self.fix}" if self.fix else ""
+        )
