@@ -1,0 +1,279 @@
+"""The integer executor: runs a quantized program in a runtime's own integers, value by value.
+
+It is what a quantized program computes when it is called, and the oracle every emitter is held to.
+Values on a grid travel as integers; a node without a grid runs in float on the reals of its
+operands; an op without an integer kernel computes in float between two grids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+
+from fuseq import ops
+from fuseq.errors import FuseqError
+from fuseq.program import Program
+from fuseq.quant.arithmetic import ARITHMETICS, Arithmetic
+from fuseq.quant.grid import Grid
+from fuseq.quant.table import QuantizationTable
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Integers on a grid.
+
+    Attributes:
+        q: int32.
+        grid: what they mean.
+    """
+
+    q: Tensor
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What one run of the executor gave.
+
+    Attributes:
+        result: outputs as reals, nested as the model nests them.
+        integers: int32 values by node name, of every value on a grid.
+        reals: float values by node name, of every value without one.
+    """
+
+    result: Any
+    integers: Mapping[str, Tensor]
+    reals: Mapping[str, Tensor]
+
+
+def execute(
+    program: Program,
+    inputs: tuple[Tensor, ...],
+    arithmetic: str | None = None,
+    *,
+    intermediates: bool = True,
+) -> Execution:
+    """Run a quantized program in integers.
+
+    Args:
+        program: with a quantization table.
+        inputs: float32 tensors; inputs on a grid are quantized first.
+        arithmetic: key of `ARITHMETICS`; the profile's own by default.
+        intermediates: keep every value; otherwise only outputs are kept.
+
+    Returns:
+        Outputs and values. The same inputs give the same integers on every machine and thread
+        count: sums are exact.
+
+    Raises:
+        FuseqError: FQ201 for a program without a table, FQ007 for an unknown arithmetic.
+    """
+    table = program.quantization
+    if table is None:
+        raise FuseqError("FQ201", "the program is not quantized", fix="run fuseq.quantize first")
+    name = arithmetic or table.profile.arithmetic
+    if name not in ARITHMETICS:
+        known = ", ".join(sorted(ARITHMETICS))
+        raise FuseqError("FQ007", f"unknown arithmetic '{name}'", fix=f"one of {known}")
+    runner = _Runner(program, table, ARITHMETICS[name], intermediates)
+    with torch.no_grad():
+        result = runner.run(*inputs)
+    return Execution(result, runner.integers, runner.reals)
+
+
+class _Runner(fx.Interpreter):
+    def __init__(
+        self, program: Program, table: QuantizationTable, arithmetic: Arithmetic, keep: bool
+    ) -> None:
+        super().__init__(program.module)
+        self.extra_traceback = False
+        self.program, self.table, self.arithmetic, self.keep = program, table, arithmetic, keep
+        self.integers: dict[str, Tensor] = {}
+        self.reals: dict[str, Tensor] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        value = self._value(node)
+        if self.keep and isinstance(value, Quantized) and node.name in self.table.grids:
+            self.integers[node.name] = value.q
+        elif self.keep and isinstance(value, Tensor):
+            self.reals[node.name] = value
+        return value
+
+    def _value(self, node: fx.Node) -> Any:
+        name = ops.name_of(self.program, node)
+        if name == "output":
+            return fx.node.map_arg(node.args[0], lambda n: self._real(self.env[n]))
+        if name == "constant" and node.name in self.table.integers:
+            return Quantized(self.table.integers[node.name], self.table.grids[node.name])
+        grid = self.table.grids.get(self.table.absorbed.get(node.name, node.name))
+        if grid is None:
+            return self._in_float(node)
+        source = self.env.get(node.all_input_nodes[0]) if node.all_input_nodes else None
+        if node.name in self.table.absorbed.values() or name == "requantize":
+            assert isinstance(source, Quantized)
+            return _moved(self.arithmetic, source, grid)
+        if name in self.table.profile.same_grid and isinstance(source, Quantized):
+            return Quantized(self._move(node, name, source), grid)
+        if name in _KERNELS and all(isinstance(self._operand(node, a), Quantized) for a in _flat(node)):
+            return Quantized(_KERNELS[name](self, node, grid), grid)
+        return Quantized(self.arithmetic.quantize(self._in_float(node), grid), grid)
+
+    def _in_float(self, node: fx.Node) -> Any:
+        env, self.env = self.env, {n: self._real(self.env[n]) for n in node.all_input_nodes}
+        try:
+            return super().run_node(node)
+        finally:
+            self.env = env
+
+    def _real(self, value: Any) -> Any:
+        if isinstance(value, Quantized):
+            return self.arithmetic.dequantize(value.q, value.grid).float()
+        return value
+
+    def _move(self, node: fx.Node, name: str, source: Quantized) -> Tensor:
+        """Run an op that only selects values on the integers themselves.
+
+        float32 holds 8 and 16 bit integers exactly; a fill of real zero is the zero point.
+        """
+        zero = int(source.grid.zero_point)
+        env, self.env = self.env, {n: self._real(self.env[n]) for n in node.all_input_nodes}
+        self.env[node.all_input_nodes[0]] = (source.q - zero).float()
+        try:
+            return super().run_node(node).to(torch.int32) + zero
+        finally:
+            self.env = env
+
+    # --- what kernels ask ---
+
+    def _operand(self, node: fx.Node, arg: Any) -> Any:
+        if isinstance(arg, fx.Node):
+            return self.env[arg]
+        key = f"{node.name}.operand"
+        if key not in self.table.integers:
+            return arg
+        return Quantized(self.table.integers[key], self.table.grids[key])
+
+    def operands(self, node: fx.Node) -> list[Quantized]:
+        """Operands of a node, all of them on grids."""
+        return [self._operand(node, arg) for arg in _flat(node)]
+
+    def parameters(self, node: fx.Node) -> tuple[Tensor, Grid, Tensor | None]:
+        """Frozen weight, its grid, and the frozen bias of a layer."""
+        path, table = str(node.target), self.table
+        weight = f"{path}.weight"
+        return table.integers[weight], table.grids[weight], table.integers.get(f"{path}.bias")
+
+
+Kernel: TypeAlias = Callable[[_Runner, fx.Node, Grid], Tensor]
+
+
+def _flat(node: fx.Node) -> list[Any]:
+    flat: list[Any] = []
+    for arg in node.args:
+        flat.extend(arg if isinstance(arg, tuple | list) else (arg,))
+    return flat
+
+
+def _moved(arithmetic: Arithmetic, source: Quantized, grid: Grid) -> Quantized:
+    if source.grid == grid:
+        return source
+    return Quantized(arithmetic.requantize(source.q, source.grid, grid), grid)
+
+
+def _conv2d(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+    (x,), conv = runner.operands(node), runner.program.get(node)
+    assert isinstance(conv, nn.Conv2d)
+    return runner.arithmetic.convolve(
+        x.q, x.grid, *runner.parameters(node), grid,
+        stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def _linear(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+    (x,) = runner.operands(node)
+    return runner.arithmetic.linear(x.q, x.grid, *runner.parameters(node), grid)
+
+
+def _binary(name: str) -> Kernel:
+    def kernel(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+        a, b = runner.operands(node)
+        result: Tensor = getattr(runner.arithmetic, name)(a.q, a.grid, b.q, b.grid, grid)
+        return result
+
+    return kernel
+
+
+def _unary(name: str, **attributes: str) -> Kernel:
+    """A kernel of one operand; `attributes` maps the arithmetic's parameters to node keywords."""
+
+    def kernel(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+        (x,) = runner.operands(node)
+        values = {parameter: node.kwargs[key] for parameter, key in attributes.items()}
+        result: Tensor = getattr(runner.arithmetic, name)(x.q, x.grid, grid, **values)
+        return result
+
+    return kernel
+
+
+def _concat(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+    values = runner.operands(node)
+    dim: Any = node.kwargs["dim"]
+    return runner.arithmetic.concat([v.q for v in values], [v.grid for v in values], grid, dim)
+
+
+def _mean(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+    (x,) = runner.operands(node)
+    if node.kwargs["dim"] != (2, 3) or x.q.dim() != 4:
+        real = runner.arithmetic.dequantize(x.q, x.grid).mean(**node.kwargs)
+        return runner.arithmetic.quantize(real, grid)
+    pooled = runner.arithmetic.global_average_pool(x.q, x.grid, grid)
+    return pooled if node.kwargs["keepdim"] else pooled.flatten(1)
+
+
+def _avg_pool(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+    (x,), k = runner.operands(node), dict(node.kwargs)
+    if k.pop("ceil_mode") or k.pop("divisor_override") is not None:
+        return runner.arithmetic.quantize(runner._in_float(node), grid)
+    return runner.arithmetic.average_pool(x.q, x.grid, grid, **k)  # type: ignore[arg-type]
+
+
+def _clamp(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+    (x,) = runner.operands(node)
+    low, high = (node.kwargs[k] for k in ("min", "max"))
+    bounds = (float("-inf") if low is None else low, float("inf") if high is None else high)
+    return runner.arithmetic.clamp(x.q, x.grid, grid, *bounds)  # type: ignore[arg-type]
+
+
+def _prelu(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+    (x,), layer = runner.operands(node), runner.program.get(node)
+    assert isinstance(layer, nn.PReLU)
+    return runner.arithmetic.prelu(x.q, x.grid, layer.weight, grid)
+
+
+_KERNELS: dict[str, Kernel] = {
+    "conv2d": _conv2d,
+    "linear": _linear,
+    "concat": _concat,
+    "mean": _mean,
+    "avg_pool": _avg_pool,
+    "clamp": _clamp,
+    "prelu": _prelu,
+    "add": _binary("add"),
+    "sub": _binary("sub"),
+    "mul": _binary("mul"),
+    "div": _binary("div"),
+    "matmul": _binary("matmul"),
+    "relu": _unary("relu"),
+    "sigmoid": _unary("sigmoid"),
+    "tanh": _unary("tanh"),
+    "hardsigmoid": _unary("hard_sigmoid"),
+    "hardswish": _unary("hard_swish"),
+    "silu": _unary("silu"),
+    "leaky_relu": _unary("leaky_relu", negative_slope="negative_slope"),
+    "gelu": _unary("gelu", approximate="approximate"),
+    "softmax": _unary("softmax", dim="dim"),
+}
