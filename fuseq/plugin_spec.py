@@ -1,7 +1,8 @@
-"""A pipeline as text: `fuse-affine,my-pass{level=2,name="x"}`.
+"""Plugins and their options as text: `fuse-affine,my-pass{level=2,name="x"}`, `onnx{opset=21}`.
 
-The options of a pass are the fields of its dataclass. A field that holds data (calibration images,
-a target's profile) is declared with `repr=False`; it has no spelling and is filled by the caller.
+The options of a pass or backend are the fields of its dataclass. A field that holds data
+(calibration images, a target's profile) is declared with `repr=False`; it has no spelling and is
+filled by the caller.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fuseq import plugins
 from fuseq.errors import FuseqError
 
 if TYPE_CHECKING:
+    from fuseq.backend import Backend
     from fuseq.rewrite import Pass
 
 _SPELLING = 'spell it name{option=value,option="text"}'
@@ -36,15 +38,21 @@ def parse_passes(text: str, **data: Any) -> list[Pass]:
         FuseqError: FQ007 for an unknown pass; FQ012 for options that a pass does not have or take;
             FQ010 and FQ011 from the registry.
     """
-    return [_parse_pass(part.strip(), data) for part in _split(text)]
+    return [_parse("passes", part.strip(), data) for part in _split(text)]
 
 
-def _parse_pass(text: str, data: dict[str, Any]) -> Pass:
+def parse_backend(text: str) -> Backend:
+    """A backend from its spelling, `name{option=value,...}`; errors as for passes."""
+    backend: Backend = _parse("backends", text.strip(), {})
+    return backend
+
+
+def _parse(kind: plugins.Kind, text: str, data: dict[str, Any]) -> Any:
     match = re.fullmatch(r"(?P<name>[^{}]+?)\s*(\{(?P<options>.*)\})?", text, re.DOTALL)
     if not match:
-        raise FuseqError("FQ012", f"cannot read the pass '{text}'", fix=_SPELLING)
-    name, kind = match["name"], plugins.load("passes", match["name"])
-    expected = option_types(kind)
+        raise FuseqError("FQ012", f"cannot read '{text}'", fix=_SPELLING)
+    name, loaded = match["name"], plugins.load(kind, match["name"])
+    expected = option_types(loaded)
     options: dict[str, Any] = {}
     for part in _split(match["options"] or ""):
         key, equals, value = (piece.strip() for piece in part.partition("="))
@@ -53,24 +61,23 @@ def _parse_pass(text: str, data: dict[str, Any]) -> Pass:
         if key not in expected:
             raise FuseqError(
                 "FQ012",
-                f"pass '{name}' has no option '{key}'",
+                f"'{name}' has no option '{key}'",
                 why=f"its options are: {', '.join(expected) or 'none'}",
-                fix=plugins.did_you_mean(key, expected) or f"`fuseq passes {name}` describes them",
+                fix=plugins.did_you_mean(key, expected) or f"`fuseq {kind} {name}` describes them",
             )
-        options[key] = _typed(f"option '{key}' of pass '{name}'", value, expected[key])
-    fields = {field.name for field in dataclasses.fields(kind)} - expected.keys()
-    given = {key: value for key, value in data.items() if key in fields}
+        options[key] = _typed(f"option '{key}' of '{name}'", value, expected[key])
+    fields = dataclasses.fields(loaded) if dataclasses.is_dataclass(loaded) else ()
+    given = {f.name: data[f.name] for f in fields if not f.repr and f.name in data}
     try:
-        step: Pass = kind(**options, **given)
+        return loaded(**options, **given)
     except (TypeError, ValueError) as error:
         raise FuseqError(
-            "FQ012", f"pass '{name}' does not take these options: {error}", fix=_SPELLING
+            "FQ012", f"'{name}' does not take these options: {error}", fix=_SPELLING
         ) from error
-    return step
 
 
-def option_types(kind: type[Pass]) -> dict[str, Any]:
-    """Options of a pass class: the declared type of each field that is no data field."""
+def option_types(kind: type) -> dict[str, Any]:
+    """Options of a plugin class: the declared type of each field that is no data field."""
     if not dataclasses.is_dataclass(kind):
         return {}
     declared = {f.name: f.type for f in dataclasses.fields(kind) if f.init and f.repr}

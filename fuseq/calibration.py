@@ -1,0 +1,160 @@
+"""Calibration data by name: images, arrays, a function of the user's, or explicitly random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fuseq.errors import FuseqError
+from fuseq.target import Target
+from fuseq.user_code import load_function, missing, user_code
+
+IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Batches of model inputs; each iteration starts over.
+
+    Attributes:
+        origin: where they come from, and how images become tensors.
+        batches: gives the batches anew at each call.
+        limit: largest number of batches used.
+        synthetic: not real data: whatever is made with it says so.
+    """
+
+    origin: str
+    batches: Callable[[], Iterable[Any]]
+    limit: int
+    synthetic: bool = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """At most `limit` batches.
+
+        Raises:
+            FuseqError: FQ003 if the user's code raises on the way.
+        """
+        with user_code(f"reading calibration data from {self.origin}"):
+            batches = iter(self.batches())
+        for _ in range(self.limit):
+            with user_code(f"reading calibration data from {self.origin}"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+
+def load_calibration(source: str | None, target: Target, limit: int = 128) -> Calibration:
+    """Calibration data for a target.
+
+    Args:
+        source: a directory of images, a `.npz` file, `file.py[:function]`, `random`, or None for
+            the target's own `calibration_data()`.
+        target: gives input shapes, `calibration_data()` and `preprocess(image)`.
+        limit: largest number of batches to use.
+
+    Raises:
+        FuseqError: FQ006 if there is none, nothing in it, or it cannot be read; FQ001 to FQ003 for
+            `file.py`.
+    """
+    found = _open(source, target, limit)
+    if next(iter(found), None) is None:
+        raise FuseqError(
+            "FQ006",
+            f"the calibration set {found.origin} is empty",
+            fix="give at least one batch, better a hundred: --calib DIR",
+        )
+    return found
+
+
+def _open(source: str | None, target: Target, limit: int) -> Calibration:
+    if source is None:
+        own = target.function("calibration_data")
+        if own is None:
+            raise missing(
+                "FQ006",
+                f"'{target.name}' has no calibration data",
+                "--calib DIR of images, --calib FILE.npz, or --calib random for a trial",
+                "calibration_data",
+            )
+        return Calibration(f"{target.name.partition(':')[0]}:calibration_data", own, limit)
+    if source == "random":
+        return Calibration("random", lambda: _random(target), limit, synthetic=True)
+    path = Path(source)
+    if path.is_dir():
+        return _folder(path, target, limit)
+    if path.suffix == ".npz":
+        return _arrays(path, target, limit)
+    if ".py" in source:
+        _, function = load_function(source, "calibration_data")
+        return Calibration(source, function, limit)
+    raise FuseqError(
+        "FQ006",
+        f"no calibration data at '{source}'",
+        fix="a directory of images, a .npz file, file.py:function, or random",
+    )
+
+
+def _random(target: Target) -> Iterator[tuple[Tensor, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        yield tuple(torch.rand(x.shape, generator=generator) for x in target.example_inputs)
+
+
+def _folder(path: Path, target: Target, limit: int) -> Calibration:
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES)
+    preprocess = target.function("preprocess")
+    channels = target.example_inputs[0].shape[1] if target.example_inputs[0].dim() == 4 else 3
+    mode = "L" if channels == 1 else "RGB"
+
+    def read(file: Path) -> Tensor:
+        from PIL import Image
+
+        try:
+            with Image.open(file) as image:
+                image.load()
+        except OSError as error:
+            raise FuseqError(
+                "FQ006",
+                f"cannot read the image '{file}'",
+                why=str(error),
+                fix="remove or replace it",
+            ) from error
+        if preprocess is not None:
+            planes = torch.as_tensor(preprocess(image))
+        else:
+            pixels = np.asarray(image.convert(mode), dtype=np.float32) / 255
+            planes = torch.from_numpy(np.atleast_3d(pixels).transpose(2, 0, 1).copy())
+        return planes if planes.dim() == 4 else planes[None]
+
+    how = "preprocess()" if preprocess else f"{mode}/255, planes, unscaled"
+    return Calibration(f"{path} ({how})", lambda: map(read, files), limit)
+
+
+def _arrays(path: Path, target: Target, limit: int) -> Calibration:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise FuseqError("FQ006", f"cannot read '{path}'", why=str(error)) from error
+    count = len(target.example_inputs)
+    lengths = {len(array) if array.ndim else 0 for array in arrays.values()}
+    floating = all(np.issubdtype(array.dtype, np.floating) for array in arrays.values())
+    if len(arrays) != count or len(lengths) != 1 or not floating:
+        held = ", ".join(f"{n} {a.dtype}{list(a.shape)}" for n, a in arrays.items())
+        raise FuseqError(
+            "FQ006",
+            f"'{path}' does not hold one float array for each of {count} inputs",
+            why=f"it holds {held or 'nothing'}",
+            fix="np.savez(FILE, x=float32 array whose first axis counts the samples)",
+        )
+    tensors = [torch.from_numpy(array.astype(np.float32)) for array in arrays.values()]
+    return Calibration(
+        str(path), lambda: zip(*(torch.split(t, 1) for t in tensors), strict=True), limit
+    )
