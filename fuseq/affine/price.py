@@ -1,0 +1,102 @@
+"""What a region costs before and after: fusing everything that can be fused is a loss.
+
+    price = MACs + element cost * (elements read and written) + operation cost * operations
+
+at the captured size. Composing an expanding with a projecting 1x1, or a depthwise window with a
+1x1, is exact and multiplies the MACs; the price keeps them apart. Weights are not traffic: they
+are read once a frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from fuseq import ops
+from fuseq.affine.emit import Plan
+from fuseq.program import Program
+
+_CHANNELWISE = ("batch_norm", "add", "sub", "mul", "div")
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Prices in units of one multiply-accumulate.
+
+    The defaults are low on purpose: they pay for a pass over the map that is saved, never for a
+    convolution that grows by more than that.
+
+    Attributes:
+        element: reading or writing one activation.
+        operation: running one more operation.
+    """
+
+    element: float = 4.0
+    operation: float = 1000.0
+
+    def nodes(self, program: Program, nodes: Collection[fx.Node]) -> float:
+        """Price of nodes as they are, once what folds into a convolution anyway is folded."""
+        absorbed: set[fx.Node] = set()
+        total = 0.0
+        for node in nodes:
+            if _folds(program, node, nodes, absorbed):
+                absorbed.add(node)
+                continue
+            elements = math.prod(program.shape(node)) + sum(
+                math.prod(n.meta.get("shape", ())) for n in _data(node)
+            )
+            total += macs(program, node) + self.element * elements + self.operation
+        return total
+
+    def plan(self, plan: Plan, root: tuple[int, ...], result: tuple[int, ...]) -> float:
+        """Price of a planned convolution, given the shapes of root and result."""
+        batch, channels, height, width = root
+        left, right, top, bottom = plan.frame
+        framed = batch * channels * (height + top + bottom) * (width + left + right)
+        total = plan_macs(plan, result) + self.element * (framed + math.prod(result))
+        if any(plan.frame):
+            total += self.element * (math.prod(root) + framed) + self.operation
+        return total + self.operation
+
+
+def plan_macs(plan: Plan, result: tuple[int, ...]) -> int:
+    """Multiply-accumulates of a planned convolution."""
+    batch, _, height, width = result
+    return batch * height * width * plan.weight_size
+
+
+def macs(program: Program, node: fx.Node) -> int:
+    """Multiply-accumulates of one node; zero for what only moves or adds."""
+    batch, _, height, width = program.shape(node)
+    match ops.name_of(program, node):
+        case "conv2d":
+            conv = program.get(node)
+            assert isinstance(conv, nn.Conv2d)
+            return batch * height * width * conv.weight.numel()
+        case "avg_pool":
+            kernel = node.kwargs["kernel_size"]
+            assert isinstance(kernel, tuple)
+            return math.prod(program.shape(node)) * math.prod(kernel)
+        case "batch_norm" | "mul" | "div":
+            return math.prod(program.shape(node))
+        case _:
+            return 0
+
+
+def _folds(
+    program: Program, node: fx.Node, nodes: Collection[fx.Node], absorbed: Collection[fx.Node]
+) -> bool:
+    """Whether a node is channelwise and directly follows a convolution only it reads."""
+    data = _data(node)
+    if len(data) != 1 or ops.name_of(program, node) not in _CHANNELWISE or data[0] not in nodes:
+        return False
+    before = data[0]
+    after_conv = before in absorbed or ops.name_of(program, before) == "conv2d"
+    return after_conv and len(before.users) == 1
+
+
+def _data(node: fx.Node) -> list[fx.Node]:
+    return [n for n in node.all_input_nodes if n.op != "get_attr"]

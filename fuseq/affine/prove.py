@@ -1,0 +1,163 @@
+"""The float64 check of each fused region, and the certificate it leaves.
+
+The algebra says the two sides are the same affine map. Two different affine maps agree only on a
+set of measure zero, so one Gaussian input refutes a wrong fusion; the zero input shows the bias
+alone. Both run at a size around the window, at a second one with other remainders and borders,
+and at the captured size where the map is smaller than the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fuseq import ops
+from fuseq.affine.emit import Plan
+from fuseq.affine.region import Region
+from fuseq.program import Program
+
+LIMIT = 1e-11
+"""Allowed `max |error| / max |output|`; float64 rounding of a region gives about 1e-15."""
+
+Step = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is known of one fused region.
+
+    Attributes:
+        module: path of the new convolution.
+        nodes: names of the nodes it replaces.
+        root: name of the value it reads.
+        source: `file:line` of the value it computes, or the empty string.
+        rules: operations and exactness rules that were used.
+        residual: largest `max |error| / max |output|` of the float64 check.
+        validity: "all sizes", or the only height and width the fusion holds for.
+        macs_before: multiply-accumulates at the captured size.
+        macs_after: the same, fused.
+        parameters_before: trainable numbers.
+        parameters_after: the same, fused.
+    """
+
+    module: str
+    nodes: tuple[str, ...]
+    root: str
+    source: str
+    rules: tuple[str, ...]
+    residual: float
+    validity: str
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+
+    def __str__(self) -> str:
+        place = f" ({self.source})" if self.source else ""
+        return (
+            f"`{self.module}`{place}: {len(self.nodes)} nodes -> 1 convolution, "
+            f"{self.macs_before / 1e6:.1f} -> {self.macs_after / 1e6:.1f} MMAC, "
+            f"float64 residual {self.residual:.1e}, {self.validity}"
+        )
+
+
+def residual(program: Program, region: Region, plan: Plan, fused: torch.nn.Conv2d) -> float:
+    """Largest relative float64 difference between a region and its convolution.
+
+    Args:
+        program: that holds the region; of any dtype.
+        region: the original operations.
+        plan: structure of the convolution.
+        fused: the convolution, in float64.
+
+    Returns:
+        `max |fused - region| / max |region|` over the probes; infinite if a shape differs or a
+        value is not finite.
+    """
+    steps = [(node, _step(program, node)) for node in region.nodes]
+    differences = [
+        _difference(region, steps, plan, fused, size) for size in _sizes(program, region, plan)
+    ]
+    compared = [d for d in differences if d is not None]
+    return max(compared) if compared else float("inf")
+
+
+def _difference(
+    region: Region,
+    steps: list[tuple[fx.Node, Step]],
+    plan: Plan,
+    fused: torch.nn.Conv2d,
+    size: tuple[int, int],
+) -> float | None:
+    """The residual at one size, or None if the region itself does not run there."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, plan.form.in_channels, *size)
+    gaussian = torch.randn(shape, generator=generator, dtype=torch.float64)
+    worst = scale = 0.0
+    for x in (gaussian, torch.zeros_like(gaussian)):
+        with torch.no_grad():
+            try:
+                expected = _run(region, steps, x)
+            except RuntimeError:
+                return None
+            actual = fused(torch.nn.functional.pad(x, plan.frame))
+        if actual.shape != expected.shape or not torch.isfinite(actual).all():
+            return float("inf")
+        scale = max(scale, float(expected.abs().max()))
+        error = float((actual - expected).abs().max())
+        worst = max(worst, error / scale if error else 0.0)
+    return worst
+
+
+def _sizes(program: Program, region: Region, plan: Plan) -> list[tuple[int, int]]:
+    form, captured = plan.form, program.shape(region.root)[2:]
+    if form.size:
+        return [form.size]
+    divides = any(ops.name_of(program, node) == "pixel_unshuffle" for node in region.nodes)
+    near: list[int] = []
+    for size, axis in zip(captured, form.axes, strict=True):
+        window = max(axis.taps[-1], 0) - min(axis.taps[0], 0) + 2 * axis.stride + 2
+        window = max(window, -axis.extent + axis.stride)
+        near.append(size - axis.stride * ((size - window) // axis.stride))
+    steps = [axis.stride if divides else 1 for axis in form.axes]
+    return [
+        (near[0], near[1]),
+        (near[0] + steps[0], near[1] + 3 * steps[1]),
+        (min(captured[0], near[0]), min(captured[1], near[1])),
+    ]
+
+
+def _run(region: Region, steps: list[tuple[fx.Node, Step]], x: Tensor) -> Tensor:
+    values: dict[fx.Node, Any] = {region.root: x}
+    for node, step in steps:
+        args = fx.node.map_arg(node.args, lambda n: values.get(n, n))
+        values[node] = step(*args)
+    result: Tensor = values[region.exit]
+    return result
+
+
+def _step(program: Program, node: fx.Node) -> Step:
+    """A node as a function of its operands, with its weights and constants in float64."""
+    if node.op == "call_module":
+        module = program.get(node)
+        state = {
+            name: t.double() if t.is_floating_point() else t
+            for name, t in (*module.named_parameters(), *module.named_buffers())
+        }
+        return lambda *args: torch.func.functional_call(module, state, args)
+    constants = {
+        n: program.constant(n).detach().double() for n in node.all_input_nodes if n.op == "get_attr"
+    }
+
+    def step(*args: Any) -> Any:
+        filled = fx.node.map_aggregate(
+            args, lambda a: constants[a] if isinstance(a, fx.Node) else a
+        )
+        assert callable(node.target)
+        return node.target(*filled, **node.kwargs)
+
+    return step
