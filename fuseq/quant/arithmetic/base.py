@@ -89,9 +89,10 @@ class Arithmetic(ABC):
             groups: as `torch.nn.functional.conv2d`.
         """
         dtype = accumulator_dtype(weight, grid)
-        total = F.conv2d(
-            _centered(x, grid, dtype), weight.to(dtype), None, stride, padding, dilation, groups
-        ).double()
+        with torch.autocast(x.device.type, enabled=False):
+            total = F.conv2d(
+                _centered(x, grid, dtype), weight.to(dtype), None, stride, padding, dilation, groups
+            ).double()
         if bias is not None:
             total = total + bias.double().reshape(-1, 1, 1)
         return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=1)
@@ -107,14 +108,13 @@ class Arithmetic(ABC):
     ) -> Tensor:
         """Linear layer `[..., in] -> [..., out]`, weight int8 `[out, in]`, bias int32 `[out]`."""
         dtype = accumulator_dtype(weight, grid)
-        total = F.linear(_centered(x, grid, dtype), weight.to(dtype)).double()
+        with torch.autocast(x.device.type, enabled=False):
+            total = F.linear(_centered(x, grid, dtype), weight.to(dtype)).double()
         if bias is not None:
             total = total + bias.double()
         return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=-1)
 
-    def matmul(
-        self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid
-    ) -> Tensor:
+    def matmul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """Product of two activations, as `torch.matmul`."""
         total = _centered(a, grid_a, torch.float64) @ _centered(b, grid_b, torch.float64)
         return self.requantize_accumulator(total, (grid_a, grid_b), output_grid, axis=-1)
@@ -180,13 +180,9 @@ class Arithmetic(ABC):
         """`min(max(x, low), high)`."""
         return self.lookup(x, grid, output_grid, lambda real: real.clamp(low, high))
 
-    def leaky_relu(
-        self, x: Tensor, grid: Grid, output_grid: Grid, negative_slope: float
-    ) -> Tensor:
+    def leaky_relu(self, x: Tensor, grid: Grid, output_grid: Grid, negative_slope: float) -> Tensor:
         """`x` where positive, `negative_slope * x` elsewhere."""
-        return self.lookup(
-            x, grid, output_grid, lambda real: F.leaky_relu(real, negative_slope)
-        )
+        return self.lookup(x, grid, output_grid, lambda real: F.leaky_relu(real, negative_slope))
 
     def prelu(self, x: Tensor, grid: Grid, weight: Tensor, output_grid: Grid) -> Tensor:
         """`leaky_relu` with a real slope per channel (dimension 1), weight `[C]` or `[1]`."""
@@ -215,9 +211,7 @@ class Arithmetic(ABC):
 
     def gelu(self, x: Tensor, grid: Grid, output_grid: Grid, approximate: str) -> Tensor:
         """`x` times the normal distribution function, `approximate` as torch's."""
-        return self.lookup(
-            x, grid, output_grid, lambda real: F.gelu(real, approximate=approximate)
-        )
+        return self.lookup(x, grid, output_grid, lambda real: F.gelu(real, approximate=approximate))
 
     def softmax(self, x: Tensor, grid: Grid, output_grid: Grid, dim: int) -> Tensor:
         """`exp(x) / sum exp(x)` along `dim`."""

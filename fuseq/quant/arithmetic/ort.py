@@ -68,15 +68,13 @@ class OnnxRuntime(Arithmetic):
 
     def add(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """QLinearAdd."""
+        # A value repeated along a row joins the constant part, in the role of b.
+        if _repeats_along_rows(a.shape, b.shape):
+            a, grid_a, b, grid_b = b, grid_b, a, grid_a
         ratio_a, ratio_b = grid_a.scale / output_grid.scale, grid_b.scale / output_grid.scale
         offset = fma(ratio_a, grid_a.zero_point, ratio_b * grid_b.zero_point)
         fixed = output_grid.zero_point.float() - offset
-        # One value repeated along a row goes in first.
-        first_a = _repeats_along_rows(a.shape, b.shape)
-        if first_a:
-            total = fma(b, ratio_b, fma(a, ratio_a, fixed))
-        else:
-            total = fma(a, ratio_a, fma(b, ratio_b, fixed))
+        total = fma(a, ratio_a, fma(b, ratio_b, fixed))
         return _saturate(torch.round(total), output_grid)
 
     def mul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
@@ -102,14 +100,10 @@ class OnnxRuntime(Arithmetic):
         top, left = padding
         padded = F.pad(self.dequantize(x, grid), (left, left, top, top))
         inside = F.pad(torch.ones_like(x[:1, :1], dtype=torch.float32), (left, left, top, top))
-        total = torch.zeros(())
-        count = torch.zeros(())
-        for window, ones in zip(
-            _windows(padded, kernel_size, stride), _windows(inside, kernel_size, stride), strict=True
-        ):
-            total = total + window
-            count = count + (torch.ones_like(ones) if count_include_pad else ones)
-        mean = total / count
+        total = sum(_windows(padded, kernel_size, stride), torch.zeros(()))
+        if count_include_pad:
+            inside = torch.ones_like(inside)
+        mean = total / sum(_windows(inside, kernel_size, stride), torch.zeros(()))
         return _saturate(
             torch.round(mean / output_grid.scale + output_grid.zero_point), output_grid
         )
@@ -135,19 +129,20 @@ class OnnxRuntime(Arithmetic):
         x = x.movedim(dim, -1)
         table = _exponentials(float(grid.scale), x.shape[-1]).to(x.device)
         exponential = table[(x - x.amax(-1, keepdim=True) + 255).long()]
-        total = torch.zeros_like(exponential[..., 0])
-        for column in exponential.unbind(-1):
-            total = total + column
+        total = sum(exponential.unbind(-1), torch.zeros((), device=x.device)).unsqueeze(-1)
         inverse_scale = torch.floor(1 / output_grid.scale)
-        share = torch.round(exponential * inverse_scale / total.unsqueeze(-1))
+        share = torch.round(exponential * inverse_scale / total)
+        if output_grid.dtype == "uint8":
+            # One or two inputs can overflow to infinity, which converts to unsigned 0.
+            share = torch.where(share.isinf(), 0.0, share)
         return _saturate(share + output_grid.zero_point, output_grid).movedim(-1, dim)
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """`a * b + c` rounded to float32 once.
 
-    float64 holds the product of two float32 exactly, and here also the sum: one factor is an
-    8-bit integer, so that the terms span fewer than 53 bits.
+    float64 holds the product of two float32 exactly, and the sum too while the terms are within
+    a factor 2**20 of each other, or the smaller one decides a tie at most.
     """
     return (a.double() * b.double() + c.double()).float()
 
@@ -177,13 +172,9 @@ def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 
 def _windows(x: Tensor, kernel_size: Pair, stride: Pair) -> list[Tensor]:
     """One strided view of `[N, C, H, W]` per tap of a pooling window, in row order."""
-    rows = range((x.shape[2] - kernel_size[0]) // stride[0] + 1)
-    columns = range((x.shape[3] - kernel_size[1]) // stride[1] + 1)
-    return [
-        x[:, :, i : i + stride[0] * len(rows) : stride[0], j : j + stride[1] * len(columns) : stride[1]]
-        for i in range(kernel_size[0])
-        for j in range(kernel_size[1])
-    ]
+    (high, wide), (down, right) = kernel_size, stride
+    windows = x.unfold(2, high, down).unfold(3, wide, right)
+    return [windows[..., i, j] for i in range(high) for j in range(wide)]
 
 
 def _repeats_along_rows(shape: torch.Size, other: torch.Size) -> bool:
