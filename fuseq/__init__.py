@@ -1,6 +1,7 @@
 """fuseq: from multi-branch PyTorch CNNs to INT8 files, with every step proved.
 
-Importing this package is cheap; torch comes with the first name that needs it.
+Importing this package is cheap; torch comes with the first name that needs it. No module carries
+the name of one of these functions: importing it would replace the function.
 """
 
 from __future__ import annotations
@@ -11,8 +12,13 @@ from typing import TYPE_CHECKING, Any
 from fuseq.errors import FuseqError
 
 if TYPE_CHECKING:
-    from fuseq.capture import capture
+    from fuseq.api import fuse, quantize
+    from fuseq.bundle import Bundle
+    from fuseq.equivalence.pairs import check
+    from fuseq.equivalence.result import CheckResult
+    from fuseq.lowering import lower
     from fuseq.program import Program
+    from fuseq.quant.executor import execute
     from fuseq.rewrite import (
         Approximates,
         NewFunction,
@@ -22,9 +28,17 @@ if TYPE_CHECKING:
         Promise,
         SameFunction,
     )
+    from fuseq.tracing import capture
 
 _HOMES = {
-    "capture": "fuseq.capture",
+    "capture": "fuseq.tracing",
+    "fuse": "fuseq.api",
+    "quantize": "fuseq.api",
+    "execute": "fuseq.quant.executor",
+    "lower": "fuseq.lowering",
+    "check": "fuseq.equivalence.pairs",
+    "CheckResult": "fuseq.equivalence.result",
+    "Bundle": "fuseq.bundle",
     "Program": "fuseq.program",
     "Approximates": "fuseq.rewrite",
     "NewFunction": "fuseq.rewrite",
@@ -35,7 +49,25 @@ _HOMES = {
     "SameFunction": "fuseq.rewrite",
 }
 
-__all__ = ["FuseqError", *_HOMES]
+__all__ = [
+    "Approximates",
+    "Bundle",
+    "CheckResult",
+    "FuseqError",
+    "NewFunction",
+    "Pass",
+    "Pipeline",
+    "Predicate",
+    "Program",
+    "Promise",
+    "SameFunction",
+    "capture",
+    "check",
+    "execute",
+    "fuse",
+    "lower",
+    "quantize",
+]
 __version__ = "0.1.0"
 
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 
@@ -67,24 +67,30 @@ class Tool:
     note: str
 
 
-class Runner(Protocol):
-    """Runs one file on a runtime.
+class Runner(ABC):
+    """Runs one file on a runtime; registered under `fuseq.runners` by the ending it reads.
 
     Attributes:
-        name: runtime and version, as reports print it.
+        name: file name ending, without the dot.
+        runtime: runtime and version, as reports print it.
         note: what a reader must know about this host (no VNNI, say), or the empty string.
+        shapes: shape of each input; None where a size is free.
+        quantized: whether the file has values on grids.
     """
 
-    name: str
+    name: ClassVar[str]
+    runtime: str
     note: str
+    shapes: tuple[tuple[int | None, ...], ...]
+    quantized: bool
 
+    @abstractmethod
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """Outputs for inputs, both in the file's own dtypes."""
-        ...
 
+    @abstractmethod
     def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
         """Integers of every quantized value the runtime can show, by value name."""
-        ...
 
 
 class Backend(ABC):

@@ -167,7 +167,9 @@ class Builder:
         args, kwargs = (fx.node.map_arg(v, self.example) for v in (args, kwargs))
         function = getattr(args[0], target) if isinstance(target, str) else target
         with self._fake, torch.no_grad():
-            return self._remember(node, function(*(args[1:] if op == "call_method" else args), **kwargs))
+            return self._remember(
+                node, function(*(args[1:] if op == "call_method" else args), **kwargs)
+            )
 
     def _remember(self, node: fx.Node, example: Any) -> fx.Node:
         self._examples[node] = example

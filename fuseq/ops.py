@@ -23,7 +23,6 @@ slice_scatter = torch.ops.aten.slice_scatter.default
 sym_size = torch.ops.aten.sym_size.int
 
 
-
 def requantize(x: Tensor) -> Tensor:
     """Identity in float; in integers, a move from one grid to another."""
     return x
@@ -129,7 +128,12 @@ _AFFINE = frozenset(
 _MOVES = frozenset(
     "max_pool pixel_shuffle pixel_unshuffle pad reshape permute unsqueeze slice".split()
 )
-_BOUNDS = {"sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0)}
+_BOUNDS = {
+    "sigmoid": (0.0, 1.0),
+    "hardsigmoid": (0.0, 1.0),
+    "softmax": (0.0, 1.0),
+    "tanh": (-1.0, 1.0),
+}
 
 VOCABULARY: dict[str, Op] = {
     name: Op(name, name in _AFFINE, name in _MOVES, _BOUNDS.get(name))

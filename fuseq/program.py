@@ -7,7 +7,7 @@ nobody else edits one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,7 @@ class Program:
         output_names: one name per graph output tensor, in flattened order.
         history: one record per pass that ran.
         quantization: grids and integers, once `quantize` ran.
+        report: numbers of the fusion, as `fuseq fuse --json` prints them, once `fuseq.fuse` ran.
         notes: details the running pass leaves for its record (see `note`).
     """
 
@@ -86,12 +87,24 @@ class Program:
     output_names: tuple[str, ...]
     history: tuple[PassRecord, ...] = ()
     quantization: QuantizationTable | None = None
+    report: Mapping[str, Any] | None = None
     notes: list[Any] = field(default_factory=list)
 
     @property
     def graph(self) -> fx.Graph:
         """The graph of `module`."""
         return self.module.graph
+
+    def inputs(self) -> list[fx.Node]:
+        """Input nodes, in the order of `input_names`."""
+        return [node for node in self.graph.nodes if node.op == "placeholder"]
+
+    def outputs(self) -> list[fx.Node]:
+        """Nodes whose values are the outputs, in the order of `output_names`."""
+        found: list[fx.Node] = []
+        last = next(node for node in reversed(self.graph.nodes) if node.op == "output")
+        fx.node.map_arg(last.args, lambda node: found.append(node) or node)
+        return found
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Run the program. A quantized one runs in integers, with its profile's arithmetic."""
@@ -111,6 +124,7 @@ class Program:
             output_names=self.output_names,
             history=self.history,
             quantization=self.quantization,
+            report=self.report,
         )
 
     def twin(self, dtype: torch.dtype) -> Program:
@@ -154,9 +168,15 @@ class Program:
     def where(self, node: fx.Node) -> str:
         """A node as errors name it: name, module path and source line."""
         scope, source = node.meta.get("scope"), self.source(node)
-        return f"`{node.name}`" + (f" in {scope}" if scope else "") + (f" ({source})" if source else "")
+        return (
+            f"`{node.name}`"
+            + (f" in {scope}" if scope else "")
+            + (f" ({source})" if source else "")
+        )
 
-    def insert_module(self, name: str, module: nn.Module, anchor: fx.Node, *inputs: fx.Node) -> fx.Node:
+    def insert_module(
+        self, name: str, module: nn.Module, anchor: fx.Node, *inputs: fx.Node
+    ) -> fx.Node:
         """Call a new module just before `anchor`, with the anchor's shape, source and scope.
 
         Args:
@@ -180,7 +200,9 @@ class Program:
 
     def clean(self) -> None:
         """Drop dead nodes and unused modules, lint and recompile."""
-        self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        self.graph.eliminate_dead_code(
+            is_impure_node=lambda node: node.op in ("placeholder", "output")
+        )
         self.module.delete_all_unused_submodules()
         self.graph.lint()
         self.module.recompile()

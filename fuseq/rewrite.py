@@ -190,10 +190,8 @@ def _require(
 
 def _same_interface(step: Pass, before: Program, after: Program) -> None:
     def interface(program: Program) -> list[tuple[str, tuple[int, ...]]]:
-        nodes = program.graph.nodes
-        inputs = [(n.name, program.shape(n)) for n in nodes if n.op == "placeholder"]
-        outputs = next(n for n in nodes if n.op == "output").all_input_nodes
-        return inputs + [("output", program.shape(n)) for n in outputs if "shape" in n.meta]
+        inputs = [(node.name, program.shape(node)) for node in program.inputs()]
+        return inputs + [("output", program.shape(node)) for node in program.outputs()]
 
     if interface(before) != interface(after):
         raise FuseqError(

@@ -90,7 +90,14 @@ def conv2d(
 ) -> Value:  # fmt: skip
     if not isinstance(weight, Tensor) or len(build.shape(x)) != 4:
         return build.foreign(
-            aten.conv2d.default, x, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups
+            aten.conv2d.default,
+            x,
+            weight,
+            bias,
+            _pair(stride),
+            _pair(padding),
+            _pair(dilation),
+            groups,
         )
     kernel, dilation = tuple(weight.shape[2:]), _pair(dilation)
     if padding == "same":
@@ -132,7 +139,9 @@ def convolution(
     transposed: bool, output_padding: Any, groups: int,
 ) -> Value:  # fmt: skip
     if transposed:
-        return conv_transpose2d(build, x, weight, bias, stride, padding, output_padding, groups, dilation)
+        return conv_transpose2d(
+            build, x, weight, bias, stride, padding, output_padding, groups, dilation
+        )
     return conv2d(build, x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -145,7 +154,9 @@ def linear(build: Builder, x: Value, weight: Value, bias: Value = None) -> Value
 
 
 @spelled(aten.addmm.default)
-def addmm(build: Builder, bias: Value, x: Value, weight: Value, beta: float = 1, alpha: float = 1) -> Value:
+def addmm(
+    build: Builder, bias: Value, x: Value, weight: Value, beta: float = 1, alpha: float = 1
+) -> Value:
     if isinstance(weight, Tensor) and isinstance(bias, Tensor) and beta == 1 and alpha == 1:
         return linear(build, x, weight.t(), bias)
     return build.foreign(aten.addmm.default, bias, x, weight)
@@ -165,7 +176,14 @@ def _batch_norm(
 
 @spelled(aten._native_batch_norm_legit_no_training.default)
 def native_batch_norm(
-    build: Builder, x: Value, weight: Value, bias: Value, mean: Any, var: Any, momentum: float, eps: float
+    build: Builder,
+    x: Value,
+    weight: Value,
+    bias: Value,
+    mean: Any,
+    var: Any,
+    momentum: float,
+    eps: float,
 ) -> Value:
     return (_batch_norm(build, x, weight, bias, mean, var, eps), None, None)
 
@@ -197,13 +215,23 @@ def group_norm(
     build: Builder, x: Value, num_groups: int, weight: Value = None, bias: Value = None,
     eps: float = 1e-5, cudnn_enabled: bool = True,
 ) -> Value:  # fmt: skip
-    norm = nn.GroupNorm(num_groups, build.shape(x)[1], eps, affine=weight is not None, device="meta")
+    norm = nn.GroupNorm(
+        num_groups, build.shape(x)[1], eps, affine=weight is not None, device="meta"
+    )
     return build.module(norm, {"weight": weight, "bias": bias}, x)
 
 
 @spelled(aten.native_group_norm.default)
 def native_group_norm(
-    build: Builder, x: Value, weight: Value, bias: Value, n: Any, c: Any, hw: Any, groups: int, eps: float
+    build: Builder,
+    x: Value,
+    weight: Value,
+    bias: Value,
+    n: Any,
+    c: Any,
+    hw: Any,
+    groups: int,
+    eps: float,
 ) -> Value:
     return (group_norm(build, x, groups, weight, bias, eps), None, None)
 
@@ -214,7 +242,9 @@ def layer_norm(
     bias: Value = None, eps: float = 1e-5, cudnn_enable: bool = True,
 ) -> Value:  # fmt: skip
     affine = weight is not None
-    norm = nn.LayerNorm(list(normalized_shape), eps, affine, affine and bias is not None, device="meta")
+    norm = nn.LayerNorm(
+        list(normalized_shape), eps, affine, affine and bias is not None, device="meta"
+    )
     return build.module(norm, {"weight": weight, "bias": bias}, x)
 
 
@@ -306,7 +336,9 @@ def _unary(function: Callable[..., Any]) -> Rule:
 spelled(torch.relu, F.relu, torch.relu_, "relu", "relu_", aten.relu.default, aten.relu_.default)(
     _unary(torch.relu)
 )
-spelled(torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_", aten.sigmoid.default)(_unary(torch.sigmoid))
+spelled(torch.sigmoid, F.sigmoid, "sigmoid", "sigmoid_", aten.sigmoid.default)(
+    _unary(torch.sigmoid)
+)
 spelled(torch.tanh, F.tanh, "tanh", "tanh_", aten.tanh.default)(_unary(torch.tanh))
 spelled(F.hardsigmoid, aten.hardsigmoid.default)(_unary(F.hardsigmoid))
 spelled(F.hardswish, aten.hardswish.default, aten.hardswish_.default)(_unary(F.hardswish))
@@ -331,7 +363,10 @@ def clamp(build: Builder, x: Value, min: Any = None, max: Any = None) -> Value:
         return build.foreign(aten.clamp.Tensor, x, min, max)
     if min == 0 and max is None:
         return build.call(torch.relu, x)
-    bounds = {"min": None if min is None else float(min), "max": None if max is None else float(max)}
+    bounds = {
+        "min": None if min is None else float(min),
+        "max": None if max is None else float(max),
+    }
     return build.call(torch.clamp, x, **bounds)
 
 
@@ -365,7 +400,9 @@ def softmax(build: Builder, x: Value, dim: int, *_: Any, **__: Any) -> Value:
 # --- pooling and resizing -----------------------------------------------------------------------
 
 
-@spelled(F.max_pool2d, torch.max_pool2d, aten.max_pool2d.default, torch.nn.functional.boolean_dispatch)
+@spelled(
+    F.max_pool2d, torch.max_pool2d, aten.max_pool2d.default, torch.nn.functional.boolean_dispatch
+)
 def max_pool(
     build: Builder, x: Value, kernel_size: Any, stride: Any = None, padding: Any = 0,
     dilation: Any = 1, ceil_mode: bool = False, return_indices: bool = False,
@@ -403,10 +440,14 @@ def adaptive_avg_pool(build: Builder, x: Value, output_size: Any) -> Value:
 
 
 @spelled(torch.mean, "mean", aten.mean.dim, aten.mean.default)
-def mean(build: Builder, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Value:
+def mean(
+    build: Builder, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Value:
     rank = len(build.shape(x))
     dims = range(rank) if dim is None else dim if isinstance(dim, Sequence) else (dim,)
-    return build.call(torch.mean, x, dim=tuple(sorted(d % rank for d in dims)), keepdim=bool(keepdim))
+    return build.call(
+        torch.mean, x, dim=tuple(sorted(d % rank for d in dims)), keepdim=bool(keepdim)
+    )
 
 
 @spelled(F.interpolate)
@@ -515,7 +556,13 @@ def chunk(build: Builder, x: Value, chunks: int, dim: int = 0) -> Value:
 
 @spelled(aten.slice_scatter.default, torch.slice_scatter)
 def slice_scatter(
-    build: Builder, x: Value, src: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+    build: Builder,
+    x: Value,
+    src: Value,
+    dim: int = 0,
+    start: Any = None,
+    end: Any = None,
+    step: int = 1,
 ) -> Value:
     whole = (start is None or start == 0) and (end is None or end >= 2**31) and step == 1
     if whole and build.shape(x) == build.shape(src):

@@ -32,7 +32,9 @@ def _node_problems(program: Program, node: fx.Node) -> Iterator[str]:
     name = ops.name_of(program, node)
     here = program.where(node)
     if node.op == "call_module":
-        calls = [n for n in program.graph.nodes if n.op == "call_module" and n.target == node.target]
+        calls = [
+            n for n in program.graph.nodes if n.op == "call_module" and n.target == node.target
+        ]
         if len(calls) > 1 and calls[0] is node:
             yield f"{here}: module `{node.target}` is called {len(calls)} times"
         if program.get(node).training:
@@ -118,18 +120,23 @@ def distance(before: Program, after: Program, inputs: list[tuple[Tensor, ...]]) 
     """
     worst = 0.0
     for tensors in inputs:
-        with torch.no_grad():
-            try:
-                expected = before.module(*tensors)
-            except Exception:
-                continue  # the model itself does not take this size
-            try:
-                actual = after.module(*tensors)
-            except Exception:
-                return float("inf")
-        leaves = zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True)
-        worst = max(worst, *(relative_max(a, b) for a, b in leaves))
+        try:
+            expected = outputs(before, tensors)
+        except Exception:
+            continue  # the model itself does not take this size
+        try:
+            actual = outputs(after, tensors)
+        except Exception:
+            return float("inf")
+        pairs = zip(actual, expected, strict=True)
+        worst = max(worst, *(relative_max(a, b) for a, b in pairs))
     return worst
+
+
+def outputs(program: Program, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Output tensors of a float program, flattened, without gradients."""
+    with torch.no_grad():
+        return list(pytree.tree_leaves(program.module(*inputs)))
 
 
 def relative_max(actual: Tensor, expected: Tensor) -> float:

@@ -17,14 +17,14 @@ from fuseq.quant.structure import find_structure
 
 
 @dataclass(frozen=True)
-class Islands:
+class FloatIslands:
     """Compute nodes that stay float in a quantized program.
 
     Attributes:
-        nodes: their names.
+        islands: their names.
     """
 
-    nodes: tuple[str, ...]
+    islands: tuple[str, ...]
 
 
 def batch_norms_folded(program: Program) -> str | None:
@@ -72,5 +72,5 @@ class Quantize(fuseq.Pass):
         structure = find_structure(program, self.profile, frozenset(self.keep))
         observers = calibrate(program, structure, self.calibration, self.observer, self.progress)
         program.quantization = solve(program, self.profile, structure, observers)
-        program.note(Islands(structure.islands))
+        program.note(FloatIslands(structure.islands))
         return len(structure.group)

@@ -91,7 +91,9 @@ class OnnxBackend(Backend):
         model = to_onnx(
             float_program, name="fused", opset=self.opset, dynamic=self.dynamic, integer_io=False
         )
-        (out / "model.fp32.onnx").write_bytes(_serialized(_simplified(model) if self.simplify else model))
+        (out / "model.fp32.onnx").write_bytes(
+            _serialized(_simplified(model) if self.simplify else model)
+        )
         files = [Artifact("model.fp32.onnx", "float")]
         if program.quantization is not None:
             model = to_onnx(
@@ -118,13 +120,12 @@ class OnnxBackend(Backend):
         ]
 
 
-
 def _serialized(model: onnx.ModelProto) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
 def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
-    """onnxsim's model where it has fewer nodes and passes its own check, else the model itself."""
+    """Onnxsim's model where it has fewer nodes and passes its own check, else the model itself."""
     try:
         import onnxsim
     except ImportError:

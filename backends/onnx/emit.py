@@ -69,7 +69,7 @@ class _Emitter:
             if node.op == "placeholder":
                 self._input(node)
             elif node.op == "output":
-                self._output(node)
+                self._outputs()
             else:
                 self._node(node)
         return self.graph.model(name, self.inputs, self.outputs, {"fuseq.format": "1"})
@@ -84,7 +84,9 @@ class _Emitter:
         integer = grid is not None and self.integer_io
         shape = self._dims(index, self.program.shape(node))
         self.inputs.append(
-            helper.make_tensor_value_info(name, DTYPES[grid.dtype if integer and grid else dtype], shape)
+            helper.make_tensor_value_info(
+                name, DTYPES[grid.dtype if integer and grid else dtype], shape
+            )
         )
         if integer and grid:
             self.quantized[node] = name
@@ -92,10 +94,8 @@ class _Emitter:
         else:
             self.tensors[node] = self._quantize(node, name) if grid else name
 
-    def _output(self, node: fx.Node) -> None:
-        results: list[fx.Node] = []
-        fx.node.map_arg(node.args, lambda n: results.append(n) or n)
-        for name, result in zip(self.program.output_names, results, strict=True):
+    def _outputs(self) -> None:
+        for name, result in zip(self.program.output_names, self.program.outputs(), strict=True):
             grid = self.grids.get(result.name)
             integer = grid is not None and self.integer_io
             source = self.quantized[result] if integer else self.tensors[result]
@@ -103,7 +103,9 @@ class _Emitter:
             dtype = DTYPES[grid.dtype] if integer and grid else DTYPES["float32"]
             shape: list[Any] = list(self.program.shape(result))
             if self.dynamic and self.program.origin.dynamic:
-                shape = [s if d == 1 and len(shape) == 4 else f"{name}_{d}" for d, s in enumerate(shape)]
+                shape = [
+                    s if d == 1 and len(shape) == 4 else f"{name}_{d}" for d, s in enumerate(shape)
+                ]
             self.outputs.append(helper.make_tensor_value_info(tensor, dtype, shape))
 
     def _dims(self, index: int, shape: Sequence[int]) -> list[Any]:
@@ -162,19 +164,26 @@ class _Emitter:
             return self.graph.node("Gemm", [self.tensors[source], *parameters], node.name, transB=1)
         turned = self.graph.node("Transpose", parameters[:1], f"{node.name}.weight_t", perm=[1, 0])
         product = self.graph.node("MatMul", [self.tensors[source], turned], f"{node.name}.product")
-        return self.graph.node("Add", [product, parameters[1]], node.name) if parameters[1:] else product
+        return (
+            self.graph.node("Add", [product, parameters[1]], node.name)
+            if parameters[1:]
+            else product
+        )
 
     def _parameters(self, node: fx.Node, module: Any) -> list[str]:
         names = ["weight"] + (["bias"] if module.bias is not None else [])
         return [
-            self._constant(f"{node.target}.{name}", getattr(module, name).detach()) for name in names
+            self._constant(f"{node.target}.{name}", getattr(module, name).detach())
+            for name in names
         ]
 
     def _reshape(self, node: fx.Node) -> str:
         source, shape = self.tensors[node.all_input_nodes[0]], node.kwargs["shape"]
         assert isinstance(shape, Sequence)
         if any(isinstance(size, fx.Node) for size in shape):
-            parts = [self.tensors[s] if isinstance(s, fx.Node) else self.graph.integers(s) for s in shape]
+            parts = [
+                self.tensors[s] if isinstance(s, fx.Node) else self.graph.integers(s) for s in shape
+            ]
             target = self.graph.node("Concat", parts, f"{node.name}.shape", axis=0)
         else:
             target = self.graph.integers(*shape)
@@ -187,11 +196,17 @@ class _Emitter:
             assert isinstance(source, fx.Node)
             assert isinstance(dim, int)
             return self.graph.node(
-                "Shape", [self.tensors[source]], node.name, start=dim, end=dim + 1 if dim != -1 else None
+                "Shape",
+                [self.tensors[source]],
+                node.name,
+                start=dim,
+                end=dim + 1 if dim != -1 else None,
             )
         kinds = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}
         kinds |= {operator.floordiv: "Div", operator.mod: "Mod"}
-        inputs = [self.tensors[a] if isinstance(a, fx.Node) else self.graph.integers(a) for a in node.args]
+        inputs = [
+            self.tensors[a] if isinstance(a, fx.Node) else self.graph.integers(a) for a in node.args
+        ]
         return self.graph.node(kinds[node.target], inputs, node.name)  # type: ignore[index]
 
     # --- grids ---

@@ -99,7 +99,9 @@ def _mean(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) 
     source = node.args[0]
     assert isinstance(source, fx.Node)
     if dims == (2, 3) and len(program.shape(source)) == 4:
-        pooled = graph.node("GlobalAveragePool", inputs, node.name if keep else f"{node.name}.pooled")
+        pooled = graph.node(
+            "GlobalAveragePool", inputs, node.name if keep else f"{node.name}.pooled"
+        )
         return pooled if keep else graph.node("Flatten", [pooled], node.name)
     return graph.node("ReduceMean", [*inputs, graph.integers(*dims)], node.name, keepdims=int(keep))
 
@@ -107,7 +109,9 @@ def _mean(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) 
 def _interpolate(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
     k: dict[str, Any] = dict(node.kwargs)
     nearest = k["mode"] == "nearest"
-    coordinates = "asymmetric" if nearest else "align_corners" if k["align_corners"] else "half_pixel"
+    coordinates = (
+        "asymmetric" if nearest else "align_corners" if k["align_corners"] else "half_pixel"
+    )
     shape = program.shape(node)
     if k["scale_factor"] is not None:
         scales = graph.constant(np.array([1, 1, *k["scale_factor"]], dtype=np.float32))

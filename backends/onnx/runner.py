@@ -16,16 +16,14 @@ import onnx
 import onnxruntime
 from onnx import helper
 
+from fuseq.backend import Runner
 from fuseq.errors import FuseqError
 
 
-class OrtRunner:
-    """A session on one file.
+class OrtRunner(Runner):
+    """A session on one file."""
 
-    Attributes:
-        name: "onnxruntime <version> CPU".
-        note: what this host changes, or the empty string.
-    """
+    name = "onnx"
 
     def __init__(self, file: Path) -> None:
         """Args:
@@ -34,11 +32,16 @@ class OrtRunner:
         Raises:
             FuseqError: FQ013 if the runtime cannot load it.
         """
-        self.name = f"onnxruntime {onnxruntime.__version__} CPU"
+        self.runtime = f"onnxruntime {onnxruntime.__version__} CPU"
         self.note = "" if has_exact_u8s8() else "no VNNI on this CPU: exact U8S8 kernels requested"
         self._file = file
         self._session = _session(file.read_bytes(), file)
         self._exposed: onnxruntime.InferenceSession | None = None
+        self.shapes = tuple(
+            tuple(size if isinstance(size, int) else None for size in spec.shape)
+            for spec in self._session.get_inputs()
+        )
+        self.quantized = any(n.op_type == "QuantizeLinear" for n in onnx.load(str(file)).graph.node)
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """Outputs for inputs."""

@@ -66,7 +66,9 @@ def calibrate(
                 progress(count)
     if not count:
         raise FuseqError(
-            "FQ006", "the calibration set is empty", fix="--calib DIR, FILE.npz, or calibration_data()"
+            "FQ006",
+            "the calibration set is empty",
+            fix="--calib DIR, FILE.npz, or calibration_data()",
         )
     return observers
 

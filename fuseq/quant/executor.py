@@ -118,7 +118,9 @@ class _Runner(fx.Interpreter):
             return _moved(self.arithmetic, source, grid)
         if name in self.table.profile.same_grid and isinstance(source, Quantized):
             return Quantized(self._move(node, name, source), grid)
-        if name in _KERNELS and all(isinstance(self._operand(node, a), Quantized) for a in _flat(node)):
+        if name in _KERNELS and all(
+            isinstance(self._operand(node, a), Quantized) for a in _flat(node)
+        ):
             return Quantized(_KERNELS[name](self, node, grid), grid)
         return Quantized(self.arithmetic.quantize(self._in_float(node), grid), grid)
 

@@ -157,7 +157,9 @@ class MseObserver(HistogramObserver):
         for bottom in (factors * low).tolist() if low < 0 else [0.0]:
             for top in (factors * high).tolist() if high > 0 else [0.0]:
                 scale = max((top - bottom) / levels, 1e-38)
-                rounded = (torch.round((centers - bottom) / scale) * scale + bottom).clamp(bottom, top)
+                rounded = (torch.round((centers - bottom) / scale) * scale + bottom).clamp(
+                    bottom, top
+                )
                 error = float((counts * (rounded - centers) ** 2).sum())
                 if error < best:
                     best, chosen = error, (bottom, top)

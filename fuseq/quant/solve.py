@@ -79,11 +79,15 @@ def _inside(grid: Grid, values: list[fx.Node]) -> Grid:
     `scale * (qmax - zero_point)` must not exceed the clamp by rounding.
     """
     clamps = [bounds(v) for v in values if v.target in (torch.relu, torch.clamp)]
-    low, high = max((c[0] for c in clamps), default=-math.inf), min(
-        (c[1] for c in clamps), default=math.inf
+    low, high = (
+        max((c[0] for c in clamps), default=-math.inf),
+        min((c[1] for c in clamps), default=math.inf),
     )
     scale, zero_point = grid.scale, grid.zero_point
-    while float(scale * (grid.qmax - zero_point)) > high or float(scale * (grid.qmin - zero_point)) < low:
+    while (
+        float(scale * (grid.qmax - zero_point)) > high
+        or float(scale * (grid.qmin - zero_point)) < low
+    ):
         scale = torch.nextafter(scale, torch.zeros_like(scale))
         if float(scale) <= 0:
             return grid

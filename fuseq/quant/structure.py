@@ -34,7 +34,9 @@ class Structure:
     islands: tuple[str, ...]
 
 
-def find_structure(program: Program, profile: Profile, keep: frozenset[str] = frozenset()) -> Structure:
+def find_structure(
+    program: Program, profile: Profile, keep: frozenset[str] = frozenset()
+) -> Structure:
     """Quantization structure of a legalized program.
 
     Args:
@@ -71,7 +73,10 @@ def find_structure(program: Program, profile: Profile, keep: frozenset[str] = fr
 
     ties = [(a, b) for a, b in pairs if a in quantized and b in quantized]
     ties += [
-        (n, a) for n in quantized if names[n] in profile.tied_inputs and n in integer for a in operands(n)
+        (n, a)
+        for n in quantized
+        if names[n] in profile.tied_inputs and n in integer
+        for a in operands(n)
     ]
     order = {n: i for i, n in enumerate(nodes)}
     for a, b in ties:
@@ -79,7 +84,9 @@ def find_structure(program: Program, profile: Profile, keep: frozenset[str] = fr
         parent[second] = first
 
     fixed = {
-        find(n).name: profile.fixed[names[n]] for n in quantized & integer if names[n] in profile.fixed
+        find(n).name: profile.fixed[names[n]]
+        for n in quantized & integer
+        if names[n] in profile.fixed
     }
     islands = tuple(
         n.name

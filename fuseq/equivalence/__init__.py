@@ -1,6 +1,6 @@
 """Equivalence: metrics, the three classes of checks, and what a set of checks came to."""
 
-from fuseq.check.compare import exact, fidelity, parity
-from fuseq.check.result import Check, CheckResult, Divergence
+from fuseq.equivalence.compare import exact, fidelity, parity
+from fuseq.equivalence.result import Check, CheckResult, Divergence
 
 __all__ = ["Check", "CheckResult", "Divergence", "exact", "fidelity", "parity"]

@@ -226,7 +226,9 @@ def _from_export(model: nn.Module, inputs: tuple[Tensor, ...]) -> Program:
 
     results = _replay(graph, build, visit)
     assert exported.call_spec.out_spec is not None
-    return _finish(build, pytree.tree_unflatten(results, exported.call_spec.out_spec), names, inputs)
+    return _finish(
+        build, pytree.tree_unflatten(results, exported.call_spec.out_spec), names, inputs
+    )
 
 
 def _run_export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:

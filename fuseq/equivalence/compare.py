@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fuseq.check.result import Check
+from fuseq.equivalence.result import Check
 
 Arrays: TypeAlias = Sequence[npt.NDArray[np.generic]]
 

@@ -1,0 +1,171 @@
+"""`fuse` and `quantize`: the float and the integer half of the pipeline, as functions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fuseq import ops, plugins, verify
+from fuseq.errors import FuseqError
+from fuseq.pass_spec import parse_passes
+from fuseq.program import Program
+from fuseq.rewrite import NewFunction, Pass, Pipeline
+from fuseq.tracing import capture
+
+Progress: TypeAlias = Callable[[str, int], None]
+"""Called with a stage ("capture", the name of a pass, "check") and how much of it is done."""
+
+
+def fuse(
+    model: nn.Module | Program,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    *,
+    passes: str = "fuse-affine",
+    calibration: Iterable[Any] | None = None,
+    front_end: str = "auto",
+    prove: bool = True,
+    progress: Progress | None = None,
+) -> Program:
+    """Fuse every linear multi-branch region of a model into one convolution.
+
+    Args:
+        model: any module, or a program captured before.
+        example_inputs: what to capture it with; not needed for a program.
+        passes: the float pipeline; put `recalibrate-bn` first to refresh stale statistics.
+        calibration: data for passes that need some.
+        front_end: as `fuseq.capture`.
+        prove: hold every pass to its promise.
+        progress: called as stages advance.
+
+    Returns:
+        A program that is called like the model. Its `report` holds what `fuseq fuse --json`
+        prints: op counts, errors, regions, refusals.
+
+    Raises:
+        FuseqError: as `fuseq.capture` and the passes raise.
+    """
+    start = time.perf_counter()
+    before = captured(model, example_inputs, front_end, progress)
+    steps = parse_passes(passes, calibration=calibration)
+    program = Pipeline(tracked(steps, progress), prove).run(before)
+    error64, error32 = fusion_error(before, program, steps)
+    program.report = {
+        "ops": {
+            "conv_before": ops.count(before, "conv2d"),
+            "conv_after": ops.count(program, "conv2d"),
+            "bn_before": ops.count(before, "batch_norm", "batch_norm1d"),
+            "bn_after": ops.count(program, "batch_norm", "batch_norm1d"),
+        },
+        "parameters": {"before": _parameters(before), "after": _parameters(program)},
+        "capture": before.origin.front_end,
+        "notes": list(before.origin.notes),
+        "max_rel_error_f64": error64,
+        "max_abs_error_f32": error32,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    return program
+
+
+def quantize(
+    model: nn.Module | Program,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    *,
+    target: str = "onnx",
+    calibration: Iterable[Any],
+    observer: str = "minmax",
+    keep: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Program:
+    """Quantize a model for a target; a module is captured and fused first.
+
+    Args:
+        model: a module, or a fused program.
+        example_inputs: what to capture a module with.
+        target: name of a backend; its profile says what becomes an integer.
+        calibration: batches of inputs, seen once.
+        observer: minmax, moving-average, percentile or mse.
+        keep: names of nodes that stay float.
+        progress: called as stages advance.
+
+    Returns:
+        A program whose call runs the target's integers.
+    """
+    fused = model if isinstance(model, Program) else fuse(model, example_inputs, progress=progress)
+    profile = plugins.load("backends", target).profile
+    kept = f",keep={tuple(keep)!r}" if keep else ""
+    spelled = f'legalize,quantize{{observer="{observer}"{kept}}}'
+    steps = parse_passes(spelled, profile=profile, calibration=calibration)
+    return Pipeline(tracked(steps, progress)).run(fused)
+
+
+def captured(
+    model: nn.Module | Program,
+    example_inputs: Tensor | Sequence[Tensor] | None,
+    front_end: str = "auto",
+    progress: Progress | None = None,
+) -> Program:
+    """A program as it is, or a module captured.
+
+    Raises:
+        FuseqError: FQ005 for a module without example inputs.
+    """
+    if isinstance(model, Program):
+        return model
+    if example_inputs is None:
+        raise FuseqError(
+            "FQ005", "a module needs example inputs", fix="pass a tensor shaped like its input"
+        )
+    if progress:
+        progress("capture", 0)
+    return capture(model, example_inputs, front_end=front_end)
+
+
+def tracked(steps: Sequence[Pass], progress: Progress | None) -> Sequence[Pass]:
+    """Passes whose `progress` field, where they have one, reports under their name."""
+    if progress is None:
+        return steps
+    return [_tracked(step, progress) for step in steps]
+
+
+def _tracked(step: Pass, progress: Progress) -> Pass:
+    import dataclasses
+
+    if not any(f.name == "progress" for f in dataclasses.fields(step)):  # type: ignore[arg-type]
+        return step
+    report = lambda done: progress(step.name, done)  # noqa: E731
+    return dataclasses.replace(step, progress=report)  # type: ignore[type-var]
+
+
+def fusion_error(before: Program, after: Program, steps: Sequence[Pass]) -> tuple[float, float]:
+    """How far the rewrites that promise the same function moved the outputs.
+
+    The float64 error is that of the whole pipeline run again on a float64 twin with the real
+    weights; steps that compute a new function are taken as given, on both sides.
+
+    Returns:
+        Largest relative error in float64, and largest absolute error in float32.
+    """
+    same = [step for step in steps if not isinstance(step.promise, NewFunction)]
+    if len(same) != len(steps):
+        before = Pipeline([s for s in steps if s not in same], prove=False).run(before)
+    probes = verify.probe_inputs(before)
+    twin = before.twin(torch.float64)
+    error64 = verify.distance(twin, Pipeline(same, prove=False).run(twin), probes)
+    worst = 0.0
+    for inputs in probes:
+        floats = tuple(x.float() if x.is_floating_point() else x for x in inputs)
+        try:
+            expected, actual = verify.outputs(before, floats), verify.outputs(after, floats)
+        except RuntimeError:
+            continue
+        pairs = zip(actual, expected, strict=True)
+        worst = max(worst, *(float((a - b).abs().max()) for a, b in pairs))
+    return error64, worst
+
+
+def _parameters(program: Program) -> int:
+    return sum(p.numel() for p in program.module.parameters())

@@ -1,0 +1,184 @@
+"""The bundle: a directory with the lowered files and `fuseq.json`, which says what they are.
+
+Same inputs, same bytes: no timestamps, no absolute paths, no measured floats. A bundle is built
+beside its place and renamed at the end, so it is never half-written and an older one survives any
+failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fuseq.errors import FuseqError
+
+if TYPE_CHECKING:
+    from fuseq.equivalence.result import CheckResult
+
+MANIFEST = "fuseq.json"
+SCHEMA = "fuseq/1"
+_VERSIONED = ("fuseq", "torch", "onnx", "onnxruntime", "onnxsim", "numpy")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A finished bundle.
+
+    Attributes:
+        path: its directory.
+        manifest: content of `fuseq.json`.
+        result: checks run while lowering, with every metric; None for a bundle read from disk.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    result: CheckResult | None = None
+
+    def file(self, kind: str) -> Path | None:
+        """The file of a kind ("int8", "float", "golden"), or None."""
+        paths = (self.path / f["path"] for f in self.manifest["files"] if f["kind"] == kind)
+        return next(paths, None)
+
+    def changed_files(self) -> list[str]:
+        """Names of files that are missing or whose sha256 is not the manifest's."""
+        return [
+            entry["path"]
+            for entry in self.manifest["files"]
+            if not (self.path / entry["path"]).is_file()
+            or sha256(self.path / entry["path"]) != entry["sha256"]
+        ]
+
+
+def read_bundle(path: Path) -> Bundle:
+    """A bundle from disk.
+
+    Raises:
+        FuseqError: FQ013 if the directory has no readable manifest of a known schema.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        known = manifest["schema"] == SCHEMA and isinstance(manifest["files"], list)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FuseqError(
+            "FQ013", f"'{path}' is no bundle: {error}", fix="a directory that fuseq lower wrote"
+        ) from error
+    if not known:
+        raise FuseqError(
+            "FQ013", f"'{path}' has schema {manifest['schema']}", fix=f"this version reads {SCHEMA}"
+        )
+    return Bundle(path, manifest)
+
+
+def require_writable(out: Path, force: bool) -> None:
+    """Refuse an output place before any work is done.
+
+    Raises:
+        FuseqError: FQ008 if `out` exists (and is no bundle to replace with `force`), or its parent
+            cannot be written.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise FuseqError("FQ008", f"'{out}' is not a directory", fix="choose another -o")
+    if out.exists() and any(out.iterdir()):
+        if not (out / MANIFEST).is_file():
+            raise FuseqError(
+                "FQ008",
+                f"'{out}' exists and is no bundle",
+                why="it has files but no fuseq.json; nothing there will be deleted",
+                fix="choose another -o",
+            )
+        if not force:
+            raise FuseqError(
+                "FQ008", f"'{out}' holds a bundle already", fix="--force replaces it, or another -o"
+            )
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise FuseqError("FQ008", f"cannot write to '{parent}'", fix="choose another -o")
+
+
+@contextlib.contextmanager
+def staged(out: Path, force: bool) -> Iterator[Path]:
+    """A fresh directory beside `out` that takes its place when the block ends without an error.
+
+    Raises:
+        FuseqError: FQ008 as `require_writable`, or when the place cannot be made.
+    """
+    require_writable(out, force)
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+    except OSError as error:
+        raise FuseqError(
+            "FQ008", f"cannot write beside '{out}': {error.strerror}", fix="choose another -o"
+        ) from error
+    try:
+        yield stage
+        stage.chmod(0o755)
+        _swap(stage, out)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _swap(stage: Path, out: Path) -> None:
+    if not out.exists():
+        stage.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.absolute().parent))
+    out.rename(old / out.name)
+    try:
+        stage.rename(out)
+    except OSError:
+        (old / out.name).rename(out)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_manifest(
+    stage: Path, kinds: Mapping[str, str], content: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write `fuseq.json` over the files of a staged bundle.
+
+    Args:
+        stage: the directory.
+        kinds: file name -> kind, for every file in it.
+        content: further keys.
+
+    Returns:
+        The manifest.
+    """
+    manifest = {
+        "schema": SCHEMA,
+        "versions": versions(),
+        "files": [
+            {"path": name, "sha256": sha256(stage / name), "kind": kinds[name]}
+            for name in sorted(kinds)
+        ],
+        **content,
+    }
+    (stage / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    return manifest
+
+
+def versions() -> dict[str, str]:
+    """Versions of the tools whose change can change a file."""
+    found = {}
+    for name in _VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,143 @@
+"""`check`: compare any two of module, program, file and bundle on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fuseq.bundle import Bundle, read_bundle
+from fuseq.equivalence.compare import exact, fidelity, parity
+from fuseq.equivalence.result import Check, CheckResult, Divergence
+from fuseq.equivalence.sides import Side, side_of
+from fuseq.errors import FuseqError
+
+FLOAT32_FORMS = 1e-5
+"""Allowed relative difference of two float32 forms of one function, where no float64 truth is at
+hand to derive a bound from: 80 roundings of 2^-24 relative to the largest output."""
+
+
+def check(
+    reference: object,
+    candidate: object | None = None,
+    inputs: Iterable[Sequence[np.ndarray]] | None = None,
+    *,
+    min_sqnr_db: float | None = None,
+    max_rel: float = FLOAT32_FORMS,
+) -> CheckResult:
+    """Compare two things that should compute the same.
+
+    Float against float is an *exact* check, integers against integers a *parity* check over every
+    value both sides show, and float against integers a *fidelity* check. A bundle alone is
+    compared with its own golden outputs.
+
+    Args:
+        reference: module, program, bundle, or path of a file or bundle.
+        candidate: another; None to check a bundle against its golden outputs.
+        inputs: batches of float32 arrays; the sides' recorded inputs, or seeded ones in [0, 1].
+        min_sqnr_db: gate of a fidelity check; without it that check only reports.
+        max_rel: gate of an exact check.
+
+    Returns:
+        One check per batch. Nothing compared is a failure.
+
+    Raises:
+        FuseqError: FQ009 if the sides have no inputs in common, FQ013 for unreadable things.
+    """
+    if candidate is None:
+        return _check_golden(reference)
+    a, b = side_of(reference), side_of(candidate)
+    checks: list[Check] = []
+    first: Divergence | None = None
+    for number, batch in enumerate(inputs if inputs is not None else [_inputs(a, b)]):
+        checks.append(_compare(a, b, tuple(batch), number, min_sqnr_db, max_rel))
+        if first is None and not checks[-1].passed and a.integers and b.integers:
+            first = _first_divergence(a, b, tuple(batch))
+    return CheckResult(tuple(checks), first)
+
+
+def _compare(
+    a: Side,
+    b: Side,
+    batch: tuple[np.ndarray, ...],
+    number: int,
+    min_sqnr_db: float | None,
+    max_rel: float,
+) -> Check:
+    pair = f"{a.name} <-> {b.name}"
+    note = "; ".join(dict.fromkeys(n for n in (a.note, b.note) if n))
+    if a.integers and b.integers:
+        ours, theirs = a.integers(*batch), b.integers(*batch)
+        common = [name for name in ours if name in theirs]
+        if common:
+            left, right = [ours[n] for n in common], [theirs[n] for n in common]
+            return parity(f"parity-{number}", pair, left, right, note=note)
+    expected, actual = a.run(*batch), b.run(*batch)
+    if len(expected) != len(actual):
+        raise FuseqError(
+            "FQ009",
+            f"{a.name} has {len(expected)} outputs, {b.name} has {len(actual)}",
+            fix="compare two forms of one model",
+        )
+    if bool(a.integers) != bool(b.integers):
+        return fidelity(
+            f"fidelity-{number}", pair, expected, actual, min_sqnr_db=min_sqnr_db, note=note
+        )
+    return exact(f"exact-{number}", pair, expected, actual, max_rel=max_rel, note=note)
+
+
+def _first_divergence(a: Side, b: Side, batch: tuple[np.ndarray, ...]) -> Divergence | None:
+    assert a.integers is not None
+    assert b.integers is not None
+    ours, theirs = a.integers(*batch), b.integers(*batch)
+    for name in ours:
+        if name in theirs and not np.array_equal(ours[name], theirs[name]):
+            return Divergence(name, a.sources.get(name) or b.sources.get(name, ""))
+    return None
+
+
+def _inputs(a: Side, b: Side) -> tuple[np.ndarray, ...]:
+    """Recorded inputs of either side, else seeded ones that fit both."""
+    if a.golden or b.golden:
+        return a.golden or b.golden
+    shapes = a.shapes or b.shapes
+    if not shapes:
+        raise FuseqError("FQ009", "neither side says what its inputs are", fix="--inputs FILE.npz")
+    random = np.random.default_rng(0)
+    sizes = (
+        [(1, 3, 64, 96)[d] if n is None else n for d, n in enumerate(shape)] for shape in shapes
+    )
+    return tuple(random.random(size, dtype=np.float32) for size in sizes)
+
+
+def _check_golden(thing: object) -> CheckResult:
+    """A bundle's file on this machine's runtime, against the outputs recorded when it was made."""
+    bundle = thing if isinstance(thing, Bundle) else read_bundle(Path(str(thing)))
+    side = side_of(bundle)
+    golden = bundle.file("golden")
+    assert golden is not None
+    stored = np.load(golden)
+    outputs = bundle.manifest["outputs"]
+    expected = [stored[f"output.{entry['name']}"] for entry in outputs]
+    actual = side.run(*side.golden)
+    pair = f"golden outputs <-> {side.name}"
+    if side.integers is None or any("grid" not in entry for entry in outputs):
+        return CheckResult(
+            (exact("golden", pair, expected, actual, max_rel=FLOAT32_FORMS, note=side.note),)
+        )
+    grids = [entry["grid"] for entry in outputs]
+    codes = [
+        [_codes(values, grid) for values, grid in zip(arrays, grids, strict=True)]
+        for arrays in (expected, actual)
+    ]
+    return CheckResult((parity("golden", pair, *codes, note=side.note),))
+
+
+def _codes(values: np.ndarray, grid: dict[str, float]) -> np.ndarray:
+    """Integers of dequantized values; integers as they are."""
+    if np.issubdtype(values.dtype, np.integer):
+        return values
+    return np.rint(values.astype(np.float64) / grid["scale"]).astype(np.int64) + int(
+        grid["zero_point"]
+    )

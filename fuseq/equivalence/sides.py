@@ -1,0 +1,142 @@
+"""A side of a comparison: anything that takes arrays and gives arrays.
+
+Sides are a Python target (a module captured as a program), a program, a lowered file, and a
+bundle (its int8 file, or its float one). Both sides of a check get the same float32 inputs; a
+side with integer inputs quantizes them on the grid its manifest states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fuseq import plugins
+from fuseq.backend import Runner
+from fuseq.bundle import MANIFEST, Bundle, read_bundle
+from fuseq.errors import FuseqError
+from fuseq.program import Program
+from fuseq.quant.executor import execute
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side.
+
+    Attributes:
+        name: for people.
+        run: float32 arrays -> outputs.
+        integers: float32 arrays -> integers by value name; None for a float side.
+        shapes: shape of each input; None where a size is free or unknown.
+        sources: value name -> `file:line`, where known.
+        golden: inputs recorded with the side, or none.
+        note: host remark of its runner.
+    """
+
+    name: str
+    run: Callable[..., list[np.ndarray]]
+    integers: Callable[..., Mapping[str, np.ndarray]] | None
+    shapes: tuple[tuple[int | None, ...], ...]
+    sources: Mapping[str, str]
+    golden: tuple[np.ndarray, ...] = ()
+    note: str = ""
+
+
+def side_of(thing: object) -> Side:
+    """A side from a module, a program, a bundle, a file or a directory.
+
+    Raises:
+        FuseqError: FQ013 for a path that is no file of a known kind.
+    """
+    if isinstance(thing, Program):
+        return _program_side(thing)
+    if isinstance(thing, nn.Module):
+        return _module_side(thing)
+    if isinstance(thing, Bundle):
+        return _bundle_side(thing)
+    if isinstance(thing, str | Path):
+        path = Path(thing)
+        if (path / MANIFEST).is_file():
+            return _bundle_side(read_bundle(path))
+        return _file_side(path)
+    raise FuseqError(
+        "FQ013", f"cannot compare a {type(thing).__name__}", fix="a module, program, file or bundle"
+    )
+
+
+def _tensors(arrays: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(np.array(a)) for a in arrays)
+
+
+def _leaves(result: object) -> list[np.ndarray]:
+    return [
+        leaf.detach().numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)
+    ]
+
+
+def _module_side(module: nn.Module) -> Side:
+    def run(*arrays: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            return _leaves(module(*_tensors(arrays)))
+
+    return Side(type(module).__name__, run, None, (), {})
+
+
+def _program_side(program: Program) -> Side:
+    def run(*arrays: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            return _leaves(program(*_tensors(arrays)))
+
+    def integers(*arrays: np.ndarray) -> Mapping[str, np.ndarray]:
+        values = execute(program, _tensors(arrays)).integers
+        return {name: value.numpy() for name, value in values.items()}
+
+    quantized = program.quantization is not None
+    free = set(program.origin.dynamic)
+    shapes = tuple(
+        tuple(None if (i, d) in free else size for d, size in enumerate(x.shape))
+        for i, x in enumerate(program.example_inputs)
+    )
+    name = ("quantized" if quantized else "float") + f" {type(program.origin.module).__name__}"
+    sources = {node.name: program.source(node) for node in program.graph.nodes}
+    golden = tuple(x.numpy() for x in program.example_inputs)
+    return Side(name, run, integers if quantized else None, shapes, sources, golden)
+
+
+def _file_side(path: Path, golden: tuple[np.ndarray, ...] = (), name: str = "") -> Side:
+    if not path.is_file():
+        raise FuseqError("FQ013", f"'{path}' is no file and no bundle", fix="check the path")
+    known = plugins.available("runners")
+    kind = path.suffix.removeprefix(".")
+    if kind not in known:
+        endings = ", ".join(f".{k}" for k in known)
+        raise FuseqError(
+            "FQ013", f"nothing here runs '{path.name}'", fix=f"files that end in {endings}"
+        )
+    runner: Runner = plugins.load("runners", kind)(path)
+    integers = runner.integers if runner.quantized else None
+    run = lambda *arrays: list(runner(*arrays))  # noqa: E731
+    return Side(name or path.name, run, integers, runner.shapes, {}, golden, runner.note)
+
+
+def _bundle_side(bundle: Bundle) -> Side:
+    changed = bundle.changed_files()
+    if changed:
+        raise FuseqError(
+            "FQ013",
+            f"bundle '{bundle.path}' is damaged: {', '.join(changed)}",
+            why="missing, or its sha256 is not the manifest's",
+            fix="lower the model again",
+        )
+    file = bundle.file("int8") or bundle.file("float")
+    golden = bundle.file("golden")
+    if file is None or golden is None:
+        raise FuseqError("FQ013", f"bundle '{bundle.path}' lists no file to run", fix="lower again")
+    stored = np.load(golden)
+    inputs = tuple(stored[f"input.{entry['name']}"] for entry in bundle.manifest["inputs"])
+    return _file_side(file, inputs, f"{bundle.path.name}/{file.name}")
