@@ -75,6 +75,7 @@ class Runner(ABC):
         runtime: runtime and version, as reports print it.
         note: what a reader must know about this host (no VNNI, say), or the empty string.
         shapes: shape of each input; None where a size is free.
+        dtypes: dtype of each input, as numpy spells it.
         quantized: whether the file has values on grids.
     """
 
@@ -82,6 +83,7 @@ class Runner(ABC):
     runtime: str
     note: str
     shapes: tuple[tuple[int | None, ...], ...]
+    dtypes: tuple[str, ...]
     quantized: bool
 
     @abstractmethod

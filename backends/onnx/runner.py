@@ -20,6 +20,16 @@ from fuseq.backend import Runner
 from fuseq.errors import FuseqError
 
 
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(uint16)": "uint16",
+    "tensor(int16)": "int16",
+    "tensor(int64)": "int64",
+}
+
+
 class OrtRunner(Runner):
     """A session on one file."""
 
@@ -41,6 +51,7 @@ class OrtRunner(Runner):
             tuple(size if isinstance(size, int) else None for size in spec.shape)
             for spec in self._session.get_inputs()
         )
+        self.dtypes = tuple(_DTYPES[spec.type] for spec in self._session.get_inputs())
         self.quantized = any(n.op_type == "QuantizeLinear" for n in onnx.load(str(file)).graph.node)
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
