@@ -164,13 +164,20 @@ class Arithmetic(ABC):
         return self.quantize(self.dequantize(x, grid).mean((2, 3), keepdim=True), output_grid)
 
     def interpolate_bilinear(
-        self, x: Tensor, grid: Grid, output_grid: Grid, size: Pair, align_corners: bool
+        self,
+        x: Tensor,
+        grid: Grid,
+        output_grid: Grid,
+        *,
+        size: Pair | None,
+        scale_factor: tuple[float, float] | None,
+        align_corners: bool,
     ) -> Tensor:
-        """Bilinear resize of `[N, C, H, W]`."""
-        real = self.dequantize(x, grid)
-        return self.quantize(
-            F.interpolate(real, size, mode="bilinear", align_corners=align_corners), output_grid
+        """Bilinear resize of `[N, C, H, W]` to a size or by a factor, the other being None."""
+        real = F.interpolate(
+            self.dequantize(x, grid), size, scale_factor, "bilinear", align_corners
         )
+        return self.quantize(real, output_grid)
 
     def relu(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """`max(x, 0)`."""

@@ -9,12 +9,14 @@ Measured on and read in ONNX Runtime 1.31 on x86-64 with AVX2 or later. float32 
                            fixed = z_y - fma(s_a / s_y, z_a, s_b / s_y * z_b)
     mul                    clamp(rint(acc * m + z_y)),  m = s_a * s_b / s_y
     average pool           clamp(rint(mean / s_y + z_y)), mean summed row by row
+    bilinear resize        in float, four weighted corners summed row by row
     anything else          clamp(rint(f(s_x * (q - z_x)) / s_y) + z_y)
 
 Note where the zero point enters: added before `rint` it moves ties (halves go to the even
 *output*) and is itself subject to rounding. Sigmoid and tanh are rational approximations, not
 the correctly rounded function. Sources: `core/mlas/lib/{quantize,qladd,qlmul,qlgavgpool,
-logistic,tanh}.cpp`, `contrib_ops/cpu/quantization/{qlinear_pool,qlinear_softmax}.cc`.
+logistic,tanh}.cpp`, `contrib_ops/cpu/quantization/{qlinear_pool,qlinear_softmax}.cc`,
+`core/providers/cpu/tensor/upsample.cc` of github.com/microsoft/onnxruntime (MIT).
 """
 
 from __future__ import annotations
@@ -67,9 +69,11 @@ class OnnxRuntime(Arithmetic):
         return _scale(accumulator.float(), along(multiplier, accumulator, axis), output_grid)
 
     def add(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
-        """QLinearAdd."""
-        # A value repeated along a row joins the constant part, in the role of b.
-        if _repeats_along_rows(a.shape, b.shape):
+        """QLinearAdd, the operand that is broadcast being the second one of the node.
+
+        As the first one it would be rounded differently, and only in some memory layouts.
+        """
+        if a.numel() < b.numel() or a.numel() == 1:
             a, grid_a, b, grid_b = b, grid_b, a, grid_a
         ratio_a, ratio_b = grid_a.scale / output_grid.scale, grid_b.scale / output_grid.scale
         offset = fma(ratio_a, grid_a.zero_point, ratio_b * grid_b.zero_point)
@@ -113,6 +117,34 @@ class OnnxRuntime(Arithmetic):
         total = (x - grid.zero_point).sum((2, 3), keepdim=True)
         count = x.shape[2] * x.shape[3]
         return _scale(total.float(), grid.scale / (output_grid.scale * count), output_grid)
+
+    def interpolate_bilinear(
+        self,
+        x: Tensor,
+        grid: Grid,
+        output_grid: Grid,
+        *,
+        size: Pair | None,
+        scale_factor: tuple[float, float] | None,
+        align_corners: bool,
+    ) -> Tensor:
+        """Resize, linear, in float: weights first, then the four corners in row order."""
+        corners = []
+        for axis, inputs in enumerate(x.shape[2:]):
+            if scale_factor is None:
+                assert size is not None
+                outputs, scale = size[axis], size[axis] / inputs
+            else:
+                outputs, scale = int(inputs * scale_factor[axis]), scale_factor[axis]
+            corners.append(_corners(outputs, inputs, scale, align_corners, x.device))
+        rows, columns = corners
+        real = self.dequantize(x, grid)
+        total = torch.zeros((), device=x.device)
+        for row, row_weight in rows:
+            for column, column_weight in columns:
+                corner = real.index_select(2, row).index_select(3, column)
+                total = total + column_weight * row_weight.unsqueeze(1) * corner
+        return self.quantize(total, output_grid)
 
     def sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """QLinearSigmoid."""
@@ -177,16 +209,25 @@ def _windows(x: Tensor, kernel_size: Pair, stride: Pair) -> list[Tensor]:
     return [windows[..., i, j] for i in range(high) for j in range(wide)]
 
 
-def _repeats_along_rows(shape: torch.Size, other: torch.Size) -> bool:
-    """Whether broadcasting repeats one value of the first operand over the innermost run."""
-    rank = max(len(shape), len(other))
-    sizes = zip(
-        (1,) * (rank - len(shape)) + tuple(shape),
-        (1,) * (rank - len(other)) + tuple(other),
-        strict=True,
-    )
-    differing = [pair for pair in sizes if pair != (1, 1)]
-    return not differing or differing[-1][0] == 1
+def _corners(
+    outputs: int, inputs: int, scale: float, align_corners: bool, device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """Both input positions an output position is interpolated from, with their weights."""
+    position = torch.arange(outputs, dtype=torch.float32, device=device)
+    if align_corners and outputs > 1:
+        position = position * (inputs - 1) / (outputs - 1)
+    elif scale != 1:
+        position = (position + 0.5) / torch.tensor(scale, dtype=torch.float32) - 0.5
+    position = position.clamp(0, inputs - 1)
+    first = position.to(torch.int32)
+    second = (first + 1).clamp(max=inputs - 1)
+    to_first, to_second = (position - first).abs(), (position - second).abs()
+    at_end = first == second
+    half = torch.full_like(position, 0.5)
+    return [
+        (first, torch.where(at_end, half, to_second)),
+        (second, torch.where(at_end, half, to_first)),
+    ]
 
 
 def _exponentials(scale: float, length: int) -> Tensor:

@@ -1,0 +1,566 @@
+"""Our integers against ONNX Runtime's, one op at a time, and the ops its optimizer makes of them.
+
+Half of the grids have power-of-two scales: on those, ties of the rounding are common.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from fuseq.quant.arithmetic import Ideal, OnnxRuntime
+from fuseq.quant.arithmetic.base import accumulator_dtype
+from fuseq.quant.grid import LIMITS, Grid
+
+ORT = OnnxRuntime()
+SEEDS = pytest.mark.parametrize("seed", range(6))
+DTYPES = pytest.mark.parametrize("dtype", ["uint8", "int8"])
+ELEMENT = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8, "float32": TensorProto.FLOAT}
+
+
+class Qdq:
+    """A QDQ graph under construction, with the values of its inputs."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+        self.inputs: list[Any] = []
+        self.feeds: dict[str, np.ndarray[Any, Any]] = {}
+
+    def constant(self, value: Any, dtype: str) -> str:
+        name = f"c{len(self.initializers)}"
+        array = np.asarray(value, dtype=dtype)
+        self.initializers.append(numpy_helper.from_array(array, name))
+        return name
+
+    def input(self, value: Tensor, dtype: str) -> str:
+        name = f"x{len(self.inputs)}"
+        info = helper.make_tensor_value_info(name, ELEMENT[dtype], list(value.shape))
+        self.inputs.append(info)
+        self.feeds[name] = value.numpy().astype(dtype)
+        return name
+
+    def node(self, op: str, *inputs: str, **attributes: Any) -> str:
+        name = f"y{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def grid(self, grid: Grid) -> tuple[str, str]:
+        zero_point = self.constant(grid.zero_point, grid.dtype)
+        return self.constant(grid.scale, "float32"), zero_point
+
+    def quantize(self, name: str, grid: Grid) -> str:
+        return self.node("QuantizeLinear", name, *self.grid(grid))
+
+    def dequantize(self, name: str, grid: Grid) -> str:
+        axis = {} if grid.axis is None else {"axis": grid.axis}
+        return self.node("DequantizeLinear", name, *self.grid(grid), **axis)
+
+    def activation(self, q: Tensor, grid: Grid) -> str:
+        return self.dequantize(self.input(q, grid.dtype), grid)
+
+    def parameter(self, q: Tensor, grid: Grid) -> str:
+        return self.dequantize(self.constant(q, grid.dtype), grid)
+
+    def run(
+        self, output: str, dtype: str, path: Path, precision: str | None = None
+    ) -> tuple[Tensor, list[str]]:
+        """Output of the graph, and the op types ONNX Runtime ran, layout changes left out."""
+        result = helper.make_tensor_value_info(output, ELEMENT[dtype], None)
+        graph = helper.make_graph(self.nodes, "g", self.inputs, [result], self.initializers)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(path / "optimized.onnx")
+        options.add_session_config_entry("session.x64quantprecision", precision or exact_products())
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        (value,) = session.run(None, self.feeds)
+        optimized = onnx.load(options.optimized_model_filepath).graph.node
+        ran = [node.op_type for node in optimized if node.op_type != "Transpose"]
+        value = torch.from_numpy(value)
+        return value if dtype == "float32" else value.to(torch.int32), ran
+
+
+@functools.cache
+def exact_products() -> str:
+    """Value of `session.x64quantprecision`: "1" where this CPU's u8 x s8 kernels saturate.
+
+    Without VNNI, pairs of products are added in 16 bits: 2 * 255 * 127 does not fit.
+    """
+    one = Grid(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), "uint8")
+    coarse = Grid(torch.tensor(2.0**11), torch.tensor(0, dtype=torch.int32), "uint8")
+    weight_grid = Grid(one.scale, one.zero_point, "int8")
+    x, weight = torch.full((1, 8, 4, 4), 255), torch.full((8, 8, 1, 1), 127)
+    graph = Qdq()
+    y = graph.node("Conv", graph.activation(x, one), graph.parameter(weight, weight_grid))
+    with tempfile.TemporaryDirectory() as directory:
+        got, _ = graph.run(graph.quantize(y, coarse), "uint8", Path(directory), precision="0")
+    return "0" if int(got[0, 0, 0, 0]) == round(8 * 255 * 127 / 2**11) else "1"
+
+
+def any_grid(random: np.random.Generator, dtype: str, scale: float | None = None) -> Grid:
+    low, high = LIMITS[dtype]
+    if scale is None:
+        scale = (
+            2.0 ** random.integers(-8, -1) if random.random() < 0.5 else random.uniform(0.004, 0.4)
+        )
+    elif random.random() < 0.5:
+        scale = 2.0 ** round(np.log2(scale))
+    anywhere = int(random.integers(low, high + 1))
+    zero_point = int(random.choice([low, high, (low + high + 1) // 2, anywhere]))
+    return Grid(
+        torch.tensor(scale, dtype=torch.float32), torch.tensor(zero_point, dtype=torch.int32), dtype
+    )
+
+
+def integers(random: np.random.Generator, shape: tuple[int, ...], grid: Grid) -> Tensor:
+    return torch.from_numpy(random.integers(grid.qmin, grid.qmax + 1, shape, dtype=np.int32))
+
+
+def every_integer(grid: Grid) -> Tensor:
+    return torch.arange(grid.qmin, grid.qmax + 1, dtype=torch.int32)
+
+
+Case = tuple[Callable[[Qdq, str], str], Callable[[Tensor, Grid, Grid], Tensor], list[str]]
+FLOAT = ["DequantizeLinear", "QuantizeLinear"]
+
+
+def _float(*ops: str) -> list[str]:
+    return [FLOAT[0], *ops, FLOAT[1]]
+
+
+UNARY: dict[str, Case] = {
+    "requantize": (lambda g, x: x, ORT.requantize, FLOAT),
+    "requantize as a kernel": (
+        lambda g, x: g.node("LeakyRelu", x, alpha=1.0), ORT.requantize, ["QLinearLeakyRelu"]),
+    "sigmoid": (lambda g, x: g.node("Sigmoid", x), ORT.sigmoid, ["QLinearSigmoid"]),
+    "leaky relu": (
+        lambda g, x: g.node("LeakyRelu", x, alpha=0.1),
+        lambda x, a, b: ORT.leaky_relu(x, a, b, 0.1), ["QLinearLeakyRelu"]),
+    "tanh": (lambda g, x: g.node("Tanh", x), ORT.tanh, _float("Tanh")),
+    "clamp": (
+        lambda g, x: g.node("Clip", x, g.constant(-0.5, "float32"), g.constant(0.7, "float32")),
+        lambda x, a, b: ORT.clamp(x, a, b, -0.5, 0.7), _float("Clip")),
+    "hard sigmoid": (
+        lambda g, x: g.node("HardSigmoid", x, alpha=1 / 6, beta=0.5),
+        ORT.hard_sigmoid, _float("HardSigmoid")),
+    "hard swish": (
+        lambda g, x: g.node("HardSwish", x), ORT.hard_swish, _float("HardSigmoid", "Mul")),
+    "silu": (
+        lambda g, x: g.node("Mul", x, g.node("Sigmoid", x)),
+        ORT.silu, ["DequantizeLinear", *_float("Sigmoid", "Mul")]),
+    "gelu": (
+        lambda g, x: g.node("Gelu", x), lambda x, a, b: ORT.gelu(x, a, b, "none"), _float("Gelu")),
+    "gelu tanh": (
+        lambda g, x: g.node("Gelu", x, approximate="tanh"),
+        lambda x, a, b: ORT.gelu(x, a, b, "tanh"), _float("Gelu")),
+}  # fmt: skip
+
+
+@SEEDS
+@DTYPES
+@pytest.mark.parametrize("name", UNARY)
+def test_functions_of_one_value(name: str, dtype: str, seed: int, tmp_path: Path) -> None:
+    build, ours, ops = UNARY[name]
+    random = np.random.default_rng(seed)
+    grid, output_grid = any_grid(random, dtype), any_grid(random, dtype)
+    if name in ("sigmoid", "tanh", "hard sigmoid"):
+        output_grid = any_grid(random, dtype, 1 / 128)
+    q = every_integer(grid)
+    graph = Qdq()
+    y = graph.quantize(build(graph, graph.activation(q, grid)), output_grid)
+    theirs, ran = graph.run(y, dtype, tmp_path)
+    assert ran == ops
+    assert torch.equal(ours(q, grid, output_grid), theirs)
+
+
+@SEEDS
+@DTYPES
+def test_relu_becomes_the_limit_of_the_grid(dtype: str, seed: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(seed)
+    grid, output_grid = any_grid(random, dtype), any_grid(random, dtype)
+    for at_limit in (True, False):
+        low = output_grid.qmin
+        zero_point = torch.tensor(low if at_limit else low + 3, dtype=torch.int32)
+        output_grid = Grid(output_grid.scale, zero_point, dtype)
+        q = every_integer(grid)
+        graph = Qdq()
+        y = graph.node("Relu", graph.activation(q, grid))
+        theirs, ran = graph.run(graph.quantize(y, output_grid), dtype, tmp_path)
+        assert ran == (FLOAT if at_limit else _float("Relu"))
+        assert torch.equal(ORT.relu(q, grid, output_grid), theirs)
+
+
+BINARY = {
+    "Add": (ORT.add, ["QLinearAdd"]),
+    "Mul": (ORT.mul, ["QLinearMul"]),
+    "Sub": (ORT.sub, ["DequantizeLinear", *_float("Sub")]),
+    "Div": (ORT.div, ["DequantizeLinear", *_float("Div")]),
+}
+
+
+@SEEDS
+@DTYPES
+@pytest.mark.parametrize("op", BINARY)
+@pytest.mark.parametrize("broadcast", ["no", "rows", "columns", "scalar", "constant"])
+def test_functions_of_two_values(
+    op: str, broadcast: str, dtype: str, seed: int, tmp_path: Path
+) -> None:
+    """All 65536 pairs, the operand that is broadcast second."""
+    ours, ops = BINARY[op]
+    random = np.random.default_rng(seed)
+    grid_a, grid_b = any_grid(random, dtype), any_grid(random, dtype)
+    product = float(grid_a.scale * grid_b.scale) * random.uniform(4, 60)
+    output_grid = any_grid(random, dtype, product if op == "Mul" else None)
+    every = every_integer(grid_a)
+    a, b = every.repeat(256, 1), every.reshape(256, 1)
+    if op == "Div":
+        b = torch.where(b == grid_b.zero_point, b ^ 1, b)
+    if broadcast == "no":
+        b = b.repeat(1, 256)
+    elif broadcast == "columns":
+        a, b = a.T.contiguous(), b.T.contiguous()
+    elif broadcast == "scalar":
+        b = b[int(random.integers(256))].reshape(())
+    graph = Qdq()
+    second = graph.parameter if broadcast == "constant" else graph.activation
+    y = graph.node(op, graph.activation(a, grid_a), second(b, grid_b))
+    theirs, ran = graph.run(graph.quantize(y, output_grid), dtype, tmp_path)
+    assert ran == ops
+    assert torch.equal(ours(a, grid_a, b, grid_b, output_grid), theirs)
+
+
+@SEEDS
+def test_addition_of_a_channel_constant_does_not_depend_on_the_layout(
+    seed: int, tmp_path: Path
+) -> None:
+    """After a convolution the addition runs on channels-last data."""
+    random = np.random.default_rng(seed)
+    grid, middle, grid_b, output_grid = (any_grid(random, "uint8") for _ in range(4))
+    weight_grid = Grid(middle.scale / grid.scale, torch.tensor(0, dtype=torch.int32), "int8")
+    q, b = integers(random, (2, 16, 16, 16), grid), integers(random, (1, 16, 1, 1), grid_b)
+    weight = torch.eye(16, dtype=torch.int8).reshape(16, 16, 1, 1)
+    graph = Qdq()
+    y = graph.node("Conv", graph.activation(q, grid), graph.parameter(weight, weight_grid))
+    y = graph.dequantize(graph.quantize(y, middle), middle)
+    y = graph.node("Add", y, graph.parameter(b, grid_b))
+    theirs, ran = graph.run(graph.quantize(y, output_grid), "uint8", tmp_path)
+    assert ran == ["QLinearConv", "QLinearAdd"]
+    a = ORT.convolve(q, grid, weight, weight_grid, None, middle)
+    assert torch.equal(ORT.add(a, middle, b, grid_b, output_grid), theirs)
+
+
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "3x3": {"padding": (1, 1)},
+    "1x1": {"kernel": (1, 1)},
+    "1x7": {"kernel": (1, 7)},
+    "strided": {"stride": (2, 2), "padding": (1, 1)},
+    "dilated": {"dilation": (2, 2), "padding": (2, 2)},
+    "grouped": {"groups": 2, "padding": (1, 1)},
+    "depthwise": {"groups": 8, "out": 8, "padding": (1, 1)},
+    "depthwise 5x5 strided": {
+        "groups": 8, "out": 8, "kernel": (5, 5), "stride": (2, 2), "padding": (2, 2)},
+    "depthwise, two per channel": {"groups": 8, "padding": (1, 1)},
+    "first layer": {"channels": 3, "out": 27, "padding": (1, 1)},
+    "one channel": {"channels": 1, "out": 1, "padding": (1, 1)},
+    "beyond float32": {"channels": 96, "padding": (1, 1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("activation", ["none", "relu", "clamp"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution(name: str, activation: str, seed: int, tmp_path: Path) -> None:
+    options = {"channels": 8, "out": 16, "kernel": (3, 3), **CONVOLUTIONS[name]}
+    channels, out, kernel = (options.pop(key) for key in ("channels", "out", "kernel"))
+    groups = options.setdefault("groups", 1)
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, "uint8")
+    q = integers(random, (2, channels, 11, 13), grid)
+    weight = torch.from_numpy(random.integers(-127, 128, (out, channels // groups, *kernel)))
+    scales = random.uniform(0.001, 0.02, out) if seed % 2 else 2.0 ** random.integers(-9, -5, out)
+    zeros = torch.zeros(out, dtype=torch.int32)
+    weight_grid = Grid(torch.from_numpy(scales).float(), zeros, "int8", 0)
+    bias = torch.from_numpy(random.integers(-5000, 5000, out)) if seed else None
+    spread = float(grid.scale) * 0.5 * weight[0].numel() ** 0.5
+    output_grid = any_grid(random, "uint8", spread)
+    graph = Qdq()
+    inputs = [graph.activation(q, grid), graph.parameter(weight, weight_grid)]
+    if bias is not None:
+        bias_grid = Grid(grid.scale * weight_grid.scale, zeros, "int32", 0)
+        inputs.append(graph.parameter(bias, bias_grid))
+    attributes = {
+        "strides": options.get("stride", (1, 1)),
+        "dilations": options.get("dilation", (1, 1)),
+        "pads": 2 * options.get("padding", (0, 0)),
+        "group": groups,
+    }
+    y = graph.node("Conv", *inputs, **attributes)
+    if activation != "none":
+        output_grid = Grid(output_grid.scale, torch.tensor(0, dtype=torch.int32), "uint8")
+    if activation == "relu":
+        y = graph.node("Relu", y)
+    if activation == "clamp":
+        top = graph.constant(output_grid.scale * 255, "float32")
+        y = graph.node("Clip", y, graph.constant(0, "float32"), top)
+    theirs, ran = graph.run(graph.quantize(y, output_grid), "uint8", tmp_path)
+    assert ran == ["QLinearConv"]
+    ours = ORT.convolve(q, grid, weight, weight_grid, bias, output_grid, **options)
+    assert torch.equal(ours, theirs)
+    assert len(set(theirs.reshape(-1).tolist())) > 10
+
+
+@SEEDS
+@DTYPES
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("axis", [0, None])
+def test_linear(axis: int | None, bias: bool, dtype: str, seed: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(seed)
+    grid, output_grid = any_grid(random, dtype), any_grid(random, dtype)
+    q = integers(random, (64, 37), grid)
+    weight = torch.from_numpy(random.integers(-127, 128, (11, 37)))
+    scales = random.uniform(0.001, 0.02, () if axis is None else (11,))
+    zeros = torch.zeros(np.shape(scales), dtype=torch.int32)
+    weight_grid = Grid(torch.tensor(scales, dtype=torch.float32), zeros, "int8", axis)
+    offset = torch.from_numpy(random.integers(-5000, 5000, 11)) if bias else None
+    graph = Qdq()
+    inputs = [graph.activation(q, grid), graph.parameter(weight, weight_grid)]
+    if offset is not None:
+        bias_grid = Grid(grid.scale * weight_grid.scale, zeros, "int32", axis)
+        inputs.append(graph.parameter(offset, bias_grid))
+    y = graph.node("Gemm", *inputs, transB=1)
+    theirs, ran = graph.run(graph.quantize(y, output_grid), dtype, tmp_path)
+    assert ran == ["QGemm"]
+    assert torch.equal(ORT.linear(q, grid, weight, weight_grid, offset, output_grid), theirs)
+
+
+@SEEDS
+def test_product_of_activations(seed: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(seed)
+    grid_a, grid_b = any_grid(random, "uint8"), any_grid(random, "uint8")
+    output_grid = any_grid(random, "uint8", float(grid_a.scale * grid_b.scale) * 400)
+    a, b = integers(random, (2, 15, 17), grid_a), integers(random, (2, 17, 19), grid_b)
+    graph = Qdq()
+    y = graph.node("MatMul", graph.activation(a, grid_a), graph.activation(b, grid_b))
+    theirs, ran = graph.run(graph.quantize(y, output_grid), "uint8", tmp_path)
+    assert ran == ["QLinearMatMul"]
+    assert torch.equal(ORT.matmul(a, grid_a, b, grid_b, output_grid), theirs)
+
+
+@SEEDS
+@DTYPES
+def test_concat(dtype: str, seed: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(seed)
+    grids = [any_grid(random, dtype) for _ in range(3)]
+    output_grid = grids[0] if seed % 2 else any_grid(random, dtype)
+    values = [integers(random, (1, 3 + i, 8, 9), grid) for i, grid in enumerate(grids)]
+    graph = Qdq()
+    names = [graph.activation(q, grid) for q, grid in zip(values, grids, strict=True)]
+    y = graph.node("Concat", *names, axis=1)
+    theirs, ran = graph.run(graph.quantize(y, output_grid), dtype, tmp_path)
+    assert ran == ["QLinearConcat"]
+    assert torch.equal(ORT.concat(values, grids, output_grid, 1), theirs)
+
+
+@SEEDS
+@DTYPES
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize(("kernel", "stride", "pad"), [(2, 2, 0), (3, 2, 1), (5, 1, 2), (7, 7, 0)])
+def test_average_pool(
+    kernel: int, stride: int, pad: int, include: bool, dtype: str, seed: int, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, dtype)
+    output_grid = grid if seed % 2 else any_grid(random, dtype, float(grid.scale))
+    q = integers(random, (2, 4, 14, 15), grid)
+    attributes = {
+        "kernel_shape": [kernel] * 2,
+        "strides": [stride] * 2,
+        "pads": [pad] * 4,
+        "count_include_pad": int(include),
+    }
+    graph = Qdq()
+    y = graph.node("AveragePool", graph.activation(q, grid), **attributes)
+    theirs, ran = graph.run(graph.quantize(y, output_grid), dtype, tmp_path)
+    assert ran == ["QLinearAveragePool"]
+    ours = ORT.average_pool(
+        q, grid, output_grid,
+        kernel_size=(kernel, kernel), stride=(stride, stride), padding=(pad, pad),
+        count_include_pad=include,
+    )  # fmt: skip
+    assert torch.equal(ours, theirs)
+
+
+@SEEDS
+@DTYPES
+@pytest.mark.parametrize("size", [(4, 4), (9, 11), (64, 64)])
+def test_global_average_pool(size: tuple[int, int], dtype: str, seed: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, dtype)
+    output_grid = any_grid(random, dtype, float(grid.scale) / 8)
+    q = integers(random, (2, 33, *size), grid)
+    graph = Qdq()
+    y = graph.node("GlobalAveragePool", graph.activation(q, grid))
+    theirs, ran = graph.run(graph.quantize(y, output_grid), dtype, tmp_path)
+    assert ran == ["QLinearGlobalAveragePool"]
+    assert torch.equal(ORT.global_average_pool(q, grid, output_grid), theirs)
+
+
+@SEEDS
+@DTYPES
+@pytest.mark.parametrize("dim", [1, -1])
+def test_softmax(dim: int, dtype: str, seed: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, dtype)
+    limit = torch.tensor(LIMITS[dtype][0], dtype=torch.int32)
+    output_grid = Grid(torch.tensor(1 / 256 if seed % 2 else 1 / 255), limit, dtype)
+    q = integers(random, (3, 10, 7), grid)
+    graph = Qdq()
+    y = graph.node("Softmax", graph.activation(q, grid), axis=dim)
+    theirs, ran = graph.run(graph.quantize(y, output_grid), dtype, tmp_path)
+    assert ran == ["QLinearSoftmax"]
+    assert torch.equal(ORT.softmax(q, grid, output_grid, dim), theirs)
+
+
+@SEEDS
+def test_prelu(seed: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(seed)
+    grid, output_grid = any_grid(random, "uint8"), any_grid(random, "uint8")
+    slope = torch.from_numpy(random.uniform(-0.5, 0.5, 5)).float()
+    q = integers(random, (2, 5, 16, 16), grid)
+    graph = Qdq()
+    slopes = graph.constant(slope.reshape(5, 1, 1), "float32")
+    y = graph.node("PRelu", graph.activation(q, grid), slopes)
+    theirs, ran = graph.run(graph.quantize(y, output_grid), "uint8", tmp_path)
+    assert ran == _float("PRelu")
+    assert torch.equal(ORT.prelu(q, grid, slope, output_grid), theirs)
+
+
+@SEEDS
+@DTYPES
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("factor", [0.5, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("by_size", [False, True])
+def test_bilinear_resize(
+    by_size: bool, factor: float, align_corners: bool, dtype: str, seed: int, tmp_path: Path
+) -> None:
+    """On one grid, a factor of two makes ties common."""
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, dtype)
+    output_grid = grid if seed % 2 else any_grid(random, dtype)
+    q = integers(random, (1, 3, 9, 11), grid)
+    size = (int(9 * factor), int(11 * factor))
+    graph = Qdq()
+    x = graph.activation(q, grid)
+    if by_size:
+        target = ["", "", graph.constant([1, 3, *size], "int64")]
+    else:
+        target = ["", graph.constant([1, 1, factor, factor], "float32")]
+    mode = "align_corners" if align_corners else "half_pixel"
+    y = graph.node("Resize", x, *target, mode="linear", coordinate_transformation_mode=mode)
+    theirs, ran = graph.run(graph.quantize(y, output_grid), dtype, tmp_path)
+    assert ran == _float("Resize")
+    ours = ORT.interpolate_bilinear(
+        q, grid, output_grid,
+        size=size if by_size else None,
+        scale_factor=None if by_size else (factor, factor),
+        align_corners=align_corners,
+    )  # fmt: skip
+    assert torch.equal(ours, theirs)
+
+
+@SEEDS
+@DTYPES
+def test_quantize_and_dequantize(dtype: str, seed: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, dtype)
+    real = torch.from_numpy(np.round(random.normal(size=(3, 1000)) * 512) / 128).float()
+    graph = Qdq()
+    y = graph.quantize(graph.input(real, "float32"), grid)
+    theirs, ran = graph.run(y, dtype, tmp_path)
+    assert ran == ["QuantizeLinear"]
+    assert torch.equal(ORT.quantize(real, grid), theirs)
+    q = every_integer(grid)
+    graph = Qdq()
+    theirs, ran = graph.run(graph.activation(q, grid), "float32", tmp_path)
+    assert ran == ["DequantizeLinear"]
+    assert torch.equal(ORT.dequantize(q, grid), theirs)
+
+
+@pytest.mark.parametrize(("separated", "merged"), [(False, True), (True, False)])
+def test_a_requantize_with_one_reader_is_merged_away(
+    separated: bool, merged: bool, tmp_path: Path
+) -> None:
+    """Q, DQ, Q, DQ become one pair on a third grid; an op between them prevents it."""
+    first = Grid(torch.tensor(0.02), torch.tensor(100, dtype=torch.int32), "uint8")
+    second = Grid(torch.tensor(0.03), torch.tensor(30, dtype=torch.int32), "uint8")
+    real = torch.linspace(-4, 8, 256).reshape(1, 1, 16, 16)
+    graph = Qdq()
+    y = graph.quantize(graph.input(real, "float32"), first)
+    y = graph.dequantize(y, first)
+    if separated:
+        y = graph.node("LeakyRelu", y, alpha=1.0)
+    y = graph.dequantize(graph.quantize(y, second), second)
+    theirs, ran = graph.run(y, "float32", tmp_path)
+    ours = ORT.dequantize(ORT.requantize(ORT.quantize(real, first), first, second), second)
+    assert torch.equal(ours, theirs) is not merged
+    assert ("QLinearLeakyRelu" in ran) is separated
+
+
+def test_sums_are_exact_up_to_the_bound_of_float32() -> None:
+    grid = Grid(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), "uint8")
+    weight = torch.full((4, 57, 3, 3), 127, dtype=torch.int8)
+    assert accumulator_dtype(weight, grid) is torch.float32
+    assert accumulator_dtype(weight.repeat(1, 2, 1, 1), grid) is torch.float64
+    x = torch.full((16, 57, 9, 9), 255)
+    x[:, ::7] = 254
+    total = F.conv2d(x.float(), weight.float())
+    assert torch.equal(total.double(), F.conv2d(x.double(), weight.double()))
+
+
+def test_autocast_does_not_reach_the_integers() -> None:
+    random = np.random.default_rng(0)
+    grid, output_grid = any_grid(random, "uint8"), any_grid(random, "uint8", 400.0)
+    weight_grid = Grid(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), "int8")
+    q = integers(random, (2, 8, 9, 9), grid)
+    weight = torch.from_numpy(random.integers(-127, 128, (8, 8, 3, 3)))
+    plain = ORT.convolve(q, grid, weight, weight_grid, None, output_grid)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ORT.convolve(q, grid, weight, weight_grid, None, output_grid), plain)
+
+
+@SEEDS
+def test_ideal_rounds_the_exact_rational_once(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    grid_a, grid_b, output_grid = (any_grid(random, "uint8") for _ in range(3))
+    a, b = integers(random, (200,), grid_a), integers(random, (200,), grid_b)
+
+    def real(q: Tensor, grid: Grid) -> list[Fraction]:
+        scale = Fraction(float(grid.scale))
+        return [scale * (int(value) - int(grid.zero_point)) for value in q]
+
+    def nearest(values: list[Fraction]) -> list[int]:
+        scale, zero_point = Fraction(float(output_grid.scale)), int(output_grid.zero_point)
+        return [min(max(round(v / scale) + zero_point, 0), 255) for v in values]
+
+    pairs = list(zip(real(a, grid_a), real(b, grid_b), strict=True))
+    ideal = Ideal()
+    total = ideal.add(a, grid_a, b, grid_b, output_grid)
+    assert total.tolist() == nearest([x + y for x, y in pairs])
+    product = ideal.mul(a, grid_a, b, grid_b, output_grid)
+    assert product.tolist() == nearest([x * y for x, y in pairs])
