@@ -19,8 +19,8 @@ IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Batches of model inputs; each iteration starts over.
+class CalibrationSource:
+    """Where batches of model inputs come from; each iteration starts over.
 
     Attributes:
         origin: where they come from, and how images become tensors.
@@ -50,7 +50,7 @@ class Calibration:
             yield batch
 
 
-def load_calibration(source: str | None, target: Target, limit: int = 128) -> Calibration:
+def load_calibration(source: str | None, target: Target, limit: int = 128) -> CalibrationSource:
     """Calibration data for a target.
 
     Args:
@@ -73,7 +73,7 @@ def load_calibration(source: str | None, target: Target, limit: int = 128) -> Ca
     return found
 
 
-def _open(source: str | None, target: Target, limit: int) -> Calibration:
+def _open(source: str | None, target: Target, limit: int) -> CalibrationSource:
     if source is None:
         own = target.function("calibration_data")
         if own is None:
@@ -83,9 +83,9 @@ def _open(source: str | None, target: Target, limit: int) -> Calibration:
                 "--calib DIR of images, --calib FILE.npz, or --calib random for a trial",
                 "calibration_data",
             )
-        return Calibration(f"{target.name.partition(':')[0]}:calibration_data", own, limit)
+        return CalibrationSource(f"{target.name.partition(':')[0]}:calibration_data", own, limit)
     if source == "random":
-        return Calibration("random", lambda: _random(target), limit, synthetic=True)
+        return CalibrationSource("random", lambda: _random(target), limit, synthetic=True)
     path = Path(source)
     if path.is_dir():
         return _folder(path, target, limit)
@@ -93,7 +93,7 @@ def _open(source: str | None, target: Target, limit: int) -> Calibration:
         return _arrays(path, target, limit)
     if ".py" in source:
         _, function = load_function(source, "calibration_data")
-        return Calibration(source, function, limit)
+        return CalibrationSource(source, function, limit)
     raise FuseqError(
         "FQ006",
         f"no calibration data at '{source}'",
@@ -107,7 +107,7 @@ def _random(target: Target) -> Iterator[tuple[Tensor, ...]]:
         yield tuple(torch.rand(x.shape, generator=generator) for x in target.example_inputs)
 
 
-def _folder(path: Path, target: Target, limit: int) -> Calibration:
+def _folder(path: Path, target: Target, limit: int) -> CalibrationSource:
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES)
     preprocess = target.function("preprocess")
     channels = target.example_inputs[0].shape[1] if target.example_inputs[0].dim() == 4 else 3
@@ -134,10 +134,10 @@ def _folder(path: Path, target: Target, limit: int) -> Calibration:
         return planes if planes.dim() == 4 else planes[None]
 
     how = "preprocess()" if preprocess else f"{mode}/255, planes, unscaled"
-    return Calibration(f"{path} ({how})", lambda: map(read, files), limit)
+    return CalibrationSource(f"{path} ({how})", lambda: map(read, files), limit)
 
 
-def _arrays(path: Path, target: Target, limit: int) -> Calibration:
+def _arrays(path: Path, target: Target, limit: int) -> CalibrationSource:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -155,6 +155,6 @@ def _arrays(path: Path, target: Target, limit: int) -> Calibration:
             fix="np.savez(FILE, x=float32 array whose first axis counts the samples)",
         )
     tensors = [torch.from_numpy(array.astype(np.float32)) for array in arrays.values()]
-    return Calibration(
+    return CalibrationSource(
         str(path), lambda: zip(*(torch.split(t, 1) for t in tensors), strict=True), limit
     )

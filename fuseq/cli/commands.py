@@ -1,0 +1,250 @@
+"""The commands: their options, and nothing that takes time to import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import fuseq
+from fuseq.cli.streams import Result, answer
+
+app = typer.Typer(
+    help="From a trained PyTorch CNN to the INT8 file that ships, with every step proved.",
+    epilog="TARGET is model.py[:factory] or package.module:factory; its code is executed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Target = Annotated[str, typer.Argument(help="model.py[:factory] or package.module:factory.")]
+Arguments = Annotated[
+    list[str],
+    typer.Option(
+        "--arg",
+        metavar="KEY=VALUE",
+        help="Argument of the factory.",
+        default_factory=list,
+        show_default=False,
+    ),
+]
+Inputs = Annotated[
+    list[str],
+    typer.Option(
+        "--input",
+        metavar="[NAME:]SHAPE",
+        help="Example input, such as 1x3x224x224.",
+        default_factory=list,
+        show_default=False,
+    ),
+]
+Weights = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="State dict: .safetensors, or .pt of tensors.")
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        "--calib",
+        metavar="SOURCE",
+        help="Image directory, .npz, file.py:function, or random. [default: calibration_data()]",
+    ),
+]
+Samples = Annotated[int, typer.Option(min=1, help="Largest number of calibration batches.")]
+Passes = Annotated[
+    str | None, typer.Option(metavar="SPEC", help="Float passes: name,name{option=value}.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error too.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Show no progress.")]
+Name = Annotated[str | None, typer.Argument(help="Describe one.", show_default=False)]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fuseq {fuseq.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("lower")
+def lower(
+    *,
+    target: Target,
+    backend: Annotated[str, typer.Option("-b", "--backend", help="Name, or name{option=value}.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the bundle goes.")],
+    passes: Passes = None,
+    calib: Calibration = None,
+    samples: Samples = 128,
+    observer: Annotated[
+        str, typer.Option(help="minmax, moving-average, percentile or mse.")
+    ] = "minmax",
+    weights: Weights = None,
+    arg: Arguments,
+    input: Inputs,
+    force: Annotated[bool, typer.Option("--force", help="Replace an older bundle.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fuse, quantize, write and check: TARGET becomes a bundle for a backend."""
+
+    def work() -> Result:
+        from fuseq.cli import models
+
+        return models.lower(
+            models.Source(target, tuple(arg), tuple(input), weights, calib, samples),
+            backend=backend,
+            out=out,
+            passes=passes,
+            observer=observer,
+            force=force,
+            quiet=quiet,
+        )
+
+    answer("lower", work, as_json=json, debug=debug)
+
+
+@app.command("fuse")
+def fuse(
+    *,
+    target: Target,
+    passes: Passes = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say of each region why it was fused or not.")
+    ] = False,
+    calib: Calibration = None,
+    samples: Samples = 128,
+    weights: Weights = None,
+    arg: Arguments,
+    input: Inputs,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fuse the branches of TARGET, and show what became of them and how exact it is."""
+
+    def work() -> Result:
+        from fuseq.cli import models
+
+        return models.fuse(
+            models.Source(target, tuple(arg), tuple(input), weights, calib, samples),
+            passes=passes,
+            explain=explain,
+            quiet=quiet,
+        )
+
+    answer("fuse", work, as_json=json, debug=debug)
+
+
+@app.command("inspect")
+def inspect(
+    *,
+    target: Annotated[str, typer.Argument(help="A target, an .onnx file or a bundle.")],
+    graph: Annotated[bool, typer.Option("--graph", help="Print each node.")] = False,
+    weights: Weights = None,
+    arg: Arguments,
+    input: Inputs,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Count the ops of TARGET and show its inputs and outputs."""
+
+    def work() -> Result:
+        from fuseq.cli import inspection
+
+        return inspection.inspect(target, tuple(arg), tuple(input), weights, graph)
+
+    answer("inspect", work, as_json=json, debug=debug)
+
+
+@app.command("check")
+def check(
+    *,
+    reference: Annotated[str, typer.Argument(help="A target, an .onnx file or a bundle.")],
+    candidate: Annotated[
+        str | None, typer.Argument(help="The same; none for a bundle, which is checked in itself.")
+    ] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Name the first node that differs.")
+    ] = False,
+    weights: Weights = None,
+    arg: Arguments,
+    input: Inputs,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare two models, files or bundles on the same inputs."""
+
+    def work() -> Result:
+        from fuseq.cli import models
+
+        return models.check(
+            models.Source(reference, tuple(arg), tuple(input), weights), candidate, bisect
+        )
+
+    answer("check", work, as_json=json, debug=debug)
+
+
+@app.command("passes")
+def passes(name: Name = None, json: Json = False, debug: Debug = False) -> None:
+    """List the registered passes, or describe one."""
+
+    def work() -> Result:
+        from fuseq.cli import registry
+
+        return registry.describe("passes", name) if name else registry.listing("passes")
+
+    answer("passes", work, as_json=json, debug=debug)
+
+
+@app.command("backends")
+def backends(name: Name = None, json: Json = False, debug: Debug = False) -> None:
+    """List the registered backends, or describe one."""
+
+    def work() -> Result:
+        from fuseq.cli import registry
+
+        return registry.describe("backends", name) if name else registry.listing("backends")
+
+    answer("backends", work, as_json=json, debug=debug)
+
+
+@app.command("doctor")
+def doctor(json: Json = False, debug: Debug = False) -> None:
+    """Say which tools were found, and how to get those that are missing."""
+
+    def work() -> Result:
+        from fuseq.cli import registry
+
+        return registry.doctor()
+
+    answer("doctor", work, as_json=json, debug=debug)
+
+
+@app.command("explain")
+def explain(
+    code: Annotated[str, typer.Argument(help="Such as FQ101.")],
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Explain an error code."""
+
+    def work() -> Result:
+        from fuseq.cli import registry
+
+        return registry.explain(code)
+
+    answer("explain", work, as_json=json, debug=debug)

@@ -1,0 +1,196 @@
+"""The commands that run a model: lower, fuse, check."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+import fuseq
+from fuseq.affine.prove import Certificate
+from fuseq.affine.refusal import Refusal
+from fuseq.bundle import MANIFEST, require_writable
+from fuseq.calibration import load_calibration
+from fuseq.cli.progress import progress
+from fuseq.cli.streams import Result, message
+from fuseq.cli.tables import table
+from fuseq.equivalence.result import CheckResult
+from fuseq.lowering import Calibration
+from fuseq.pass_spec import parse_backend, parse_passes
+from fuseq.quant.calibrate import batches_of
+from fuseq.target import Target, load_target, parse_arguments
+
+FLOAT_PASSES = "fuse-affine"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A target and its data, as they are named on the command line.
+
+    Attributes:
+        target: `model.py[:factory]` or `package.module:factory`.
+        arguments: `key=value` for the factory.
+        inputs: shapes of the example inputs.
+        weights: file of a state dict.
+        calibration: source of calibration data, or None for the target's own.
+        samples: largest number of calibration batches.
+    """
+
+    target: str
+    arguments: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    weights: Path | None = None
+    calibration: str | None = None
+    samples: int = 128
+
+    def load(self) -> Target:
+        """Run the user's factory."""
+        arguments = parse_arguments(self.arguments)
+        return load_target(
+            self.target, arguments=arguments, inputs=self.inputs, weights=self.weights
+        )
+
+    def batches(self, target: Target) -> Calibration:
+        """Read the calibration data."""
+        source = load_calibration(self.calibration, target, self.samples)
+        return Calibration(tuple(batches_of(source)), source.origin, source.synthetic)
+
+
+def lower(
+    source: Source,
+    *,
+    backend: str,
+    out: Path,
+    passes: str | None,
+    observer: str,
+    force: bool,
+    quiet: bool,
+) -> Result:
+    """`fuseq lower`."""
+    start = time.perf_counter()
+    # What can be refused without running the user's code is refused first.
+    chosen = parse_backend(backend)
+    pipeline = passes or chosen.pipeline
+    needs_data = any(hasattr(step, "calibration") for step in parse_passes(pipeline))
+    require_writable(out, force)
+    target = source.load()
+    data = source.batches(target) if needs_data or source.calibration else None
+    totals = dict.fromkeys(("recalibrate-bn", "quantize"), len(data.batches)) if data else {}
+    with progress(quiet, totals) as report:
+        bundle = fuseq.lower(
+            target.model,
+            target.example_inputs,
+            backend=chosen,
+            out=out,
+            calibration=data,
+            passes=passes,
+            observer=observer,
+            evaluate=target.function("evaluate"),
+            force=force,
+            progress=report,
+        )
+    assert bundle.result is not None
+    document = {
+        "bundle": str(bundle.path),
+        "files": bundle.manifest["files"],
+        "checks": bundle.result.to_json()["checks"],
+        "passed": bundle.result.passed,
+        "float_islands": bundle.manifest["float_islands"],
+        "seconds": round(time.perf_counter() - start, 3),
+        "peak_rss_mb": _peak_memory(),
+    }
+    for island in bundle.manifest["float_islands"]:
+        message(f"note: `{island}` stays float")
+    if data and data.synthetic:
+        message("note: calibrated on random numbers; the bundle is stamped synthetic")
+    message(_checks(bundle.result))
+    return Result(document, str(bundle.path), bundle.result.passed)
+
+
+def fuse(source: Source, *, passes: str | None, explain: bool, quiet: bool) -> Result:
+    """`fuseq fuse`."""
+    pipeline = passes or FLOAT_PASSES
+    needs_data = any(hasattr(step, "calibration") for step in parse_passes(pipeline))
+    target = source.load()
+    data = source.batches(target) if needs_data else None
+    with progress(quiet, {}) as report:
+        program = fuseq.fuse(
+            target.model,
+            target.example_inputs,
+            passes=pipeline,
+            calibration=data.batches if data else None,
+            progress=report,
+        )
+    assert program.report is not None
+    regions, refused = list(program.details(Certificate)), list(program.details(Refusal))
+    document = {
+        **program.report,
+        "regions": [asdict(region) for region in regions],
+        "refused": [asdict(refusal) for refusal in refused],
+    }
+    shown = _fusion(program.report)
+    if explain:
+        shown += ["", *(f"fused   {region}" for region in regions)]
+        shown += [f"refused {refusal}" for refusal in refused]
+    return Result(document, Group(*shown))
+
+
+def check(source: Source, candidate: str | None, bisect: bool) -> Result:
+    """`fuseq check`."""
+    result = fuseq.check(_side(source), candidate and _side(replace(source, target=candidate)))
+    first = result.first_divergence
+    shown: list[RenderableType] = [_checks(result)]
+    if bisect and first is not None:
+        shown.append(f"first difference: `{first.node}` {first.source}")
+    return Result(result.to_json(), Group(*shown), result.passed)
+
+
+def _side(source: Source) -> Any:
+    """What `fuseq.check` compares: a path of a file or bundle, or a model as a program."""
+    path = Path(source.target)
+    if (path / MANIFEST).is_file() or (path.exists() and path.suffix != ".py"):
+        return path
+    target = source.load()
+    return fuseq.capture(target.model, target.example_inputs)
+
+
+def _peak_memory() -> float:
+    """Largest resident size of this process in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _checks(result: CheckResult) -> Table:
+    shown = table("check", "pair", "measured", "gate", "")
+    for item in result.checks:
+        mark = "passed" if item.passed else "FAILED"
+        shown.add_row(item.id, item.pair, _numbers(item.metrics), _numbers(item.gate), mark)
+        if item.note:
+            shown.add_row("", item.note)
+    return shown
+
+
+def _numbers(values: Mapping[str, float | int]) -> str:
+    return "\n".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}"
+        for name, value in values.items()
+    )
+
+
+def _fusion(report: Mapping[str, Any]) -> list[RenderableType]:
+    counts = table("", "before", "after")
+    for name, key in (("convolutions", "conv"), ("batch norms", "bn")):
+        counts.add_row(name, *(str(report["ops"][f"{key}_{when}"]) for when in ("before", "after")))
+    counts.add_row("parameters", *(f"{n:,}" for n in report["parameters"].values()))
+    error = (
+        f"largest error: {report['max_rel_error_f64']:.1e} relative in float64, "
+        f"{report['max_abs_error_f32']:.1e} absolute in float32"
+    )
+    return [counts, error, *(f"note: {note}" for note in report["notes"])]
