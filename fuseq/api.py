@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fuseq import ops, plugins, verify
+from fuseq.affine.prove import Certificate
+from fuseq.affine.refusal import Refusal
 from fuseq.errors import FuseqError
 from fuseq.pass_spec import parse_passes
 from fuseq.program import Program
@@ -65,6 +68,8 @@ def fuse(
         "notes": list(before.origin.notes),
         "max_rel_error_f64": error64,
         "max_abs_error_f32": error32,
+        "regions": [dataclasses.asdict(region) for region in program.details(Certificate)],
+        "refused": [dataclasses.asdict(refusal) for refusal in program.details(Refusal)],
         "seconds": round(time.perf_counter() - start, 3),
     }
     return program
@@ -132,8 +137,6 @@ def tracked(steps: Sequence[Pass], progress: Progress | None) -> Sequence[Pass]:
 
 
 def _tracked(step: Pass, progress: Progress) -> Pass:
-    import dataclasses
-
     if not any(f.name == "progress" for f in dataclasses.fields(step)):  # type: ignore[arg-type]
         return step
     report = lambda done: progress(step.name, done)  # noqa: E731

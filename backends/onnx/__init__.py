@@ -121,7 +121,8 @@ class OnnxBackend(Backend):
 
 
 def _serialized(model: onnx.ModelProto) -> bytes:
-    return model.SerializeToString(deterministic=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:

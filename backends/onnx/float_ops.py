@@ -48,7 +48,9 @@ def _from_kwargs(op: str, **names: str) -> Rule:
     """A rule whose attributes are the node's keywords, renamed."""
 
     def rule(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
-        attributes = {onnx_name: node.kwargs[name] for onnx_name, name in names.items()}
+        attributes: dict[str, Any] = {
+            onnx_name: node.kwargs[name] for onnx_name, name in names.items()
+        }
         return graph.node(op, inputs, node.name, **attributes)
 
     return rule

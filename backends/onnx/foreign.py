@@ -7,6 +7,7 @@ node's name. What the exporter cannot write is a refusal.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import warnings
 from collections.abc import Sequence
@@ -34,10 +35,11 @@ def export_node(program: Program, node: fx.Node) -> onnx.ModelProto:
     copies = {operand: graph.placeholder(f"x{i}") for i, operand in enumerate(operands)}
     copied = graph.node_copy(node, lambda operand: copies[operand])
     if node.op == "call_module":
-        root.add_module("layer", program.get(node))
+        # The exporter switches what it is given to training mode and back.
+        root.add_module("layer", copy.deepcopy(program.get(node)))
         copied.target = "layer"
     graph.output(copied)
-    examples = tuple(_example(operand) for operand in operands)
+    examples = tuple(_example(program, operand) for operand in operands)
     axes = {
         f"x{i}": {d: f"x{i}_{d}" for d in range(x.dim())}
         for i, x in enumerate(examples)
@@ -47,9 +49,9 @@ def export_node(program: Program, node: fx.Node) -> onnx.ModelProto:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            fx.GraphModule(root, graph),
+            fx.GraphModule(root, graph).eval(),
             examples,
-            buffer,
+            buffer,  # type: ignore[arg-type]
             dynamo=False,
             opset_version=EXPORTER_OPSET,
             input_names=[f"x{i}" for i in range(len(examples))],
@@ -86,13 +88,7 @@ def _short(name: str) -> str:
     return name.strip("/").replace("/", "_").replace("::", "_")
 
 
-def _example(node: fx.Node) -> Any:
+def _example(program: Program, node: fx.Node) -> Any:
     if "shape" not in node.meta:
         raise TypeError(f"operand `{node.name}` is no tensor")
-    return torch.rand(program_shape(node)).to(node.meta["dtype"])
-
-
-def program_shape(node: fx.Node) -> tuple[int, ...]:
-    """Shape recorded on a node."""
-    shape: tuple[int, ...] = node.meta["shape"]
-    return shape
+    return torch.rand(program.shape(node)).to(node.meta["dtype"])

@@ -31,8 +31,10 @@ class Graph:
     """
 
     def __init__(self, opset: int) -> None:
-        """Args:
-        opset: version of the default operator set.
+        """Start an empty graph.
+
+        Args:
+            opset: version of the default operator set.
         """
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
@@ -48,20 +50,20 @@ class Graph:
         self._taken.add(candidate)
         return candidate
 
-    def initializer(self, name: str, value: npt.NDArray[Any]) -> str:
+    def initializer(self, name: str, value: npt.NDArray[Any] | np.generic) -> str:
         """A named constant; returns its tensor name."""
         name = self.unique(name)
         self.initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
-    def constant(self, value: npt.NDArray[Any]) -> str:
+    def constant(self, value: npt.NDArray[Any] | np.generic) -> str:
         """An unnamed constant, shared with every equal one."""
         key = (str(value.dtype), value.shape, value.tobytes())
         if key not in self._constants:
             self._constants[key] = self.initializer("constant", value)
         return self._constants[key]
 
-    def integers(self, *values: int) -> str:
+    def integers(self, *values: Any) -> str:
         """A constant int64 vector."""
         return self.constant(np.array(values, dtype=np.int64))
 

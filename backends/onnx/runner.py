@@ -19,7 +19,6 @@ from onnx import helper
 from fuseq.backend import Runner
 from fuseq.errors import FuseqError
 
-
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(uint8)": "uint8",
@@ -36,8 +35,10 @@ class OrtRunner(Runner):
     name = "onnx"
 
     def __init__(self, file: Path) -> None:
-        """Args:
-        file: an ONNX model.
+        """Load a file.
+
+        Args:
+            file: an ONNX model.
 
         Raises:
             FuseqError: FQ013 if the runtime cannot load it.

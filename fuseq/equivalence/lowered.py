@@ -79,7 +79,8 @@ def check_lowered(
 def _fits(runner: Runner, inputs: tuple[Tensor, ...]) -> bool:
     """Whether a file takes inputs of these shapes: one with fixed sizes takes only its own."""
     return all(
-        len(shape) == x.dim() and all(n is None or n == m for n, m in zip(shape, x.shape, strict=True))
+        len(shape) == x.dim()
+        and all(n is None or n == m for n, m in zip(shape, x.shape, strict=True))
         for shape, x in zip(runner.shapes, inputs, strict=True)
     )
 
@@ -151,7 +152,11 @@ def _float32(captured: Program, fused: Program, runner: Runner | None) -> list[C
     checks = [exact("fused-f32", "float64 <-> fused (float32)", truth, ours, max_rel=allowed)]
     if runner:
         pair = f"float64 <-> float file ({runner.runtime})"
-        checks.append(exact("float-file", pair, truth[: len(theirs)], theirs, max_rel=allowed, note=runner.note))
+        checks.append(
+            exact(
+                "float-file", pair, truth[: len(theirs)], theirs, max_rel=allowed, note=runner.note
+            )
+        )
     return checks
 
 
