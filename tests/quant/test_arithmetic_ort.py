@@ -1,139 +1,23 @@
-"""Our integers against ONNX Runtime's, one op at a time, and the ops its optimizer makes of them.
-
-Half of the grids have power-of-two scales: on those, ties of the rounding are common.
-"""
+"""Our integers against ONNX Runtime's, op by op, and the ops its optimizer makes of them."""
 
 from __future__ import annotations
 
-import functools
-import tempfile
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-import torch.nn.functional as F
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from fuseq.quant.arithmetic import Ideal, OnnxRuntime
-from fuseq.quant.arithmetic.base import accumulator_dtype
+from fuseq.quant.arithmetic import OnnxRuntime
 from fuseq.quant.grid import LIMITS, Grid
+from tests.quant.qdq import Qdq, any_grid, every_integer, integers
 
 ORT = OnnxRuntime()
 SEEDS = pytest.mark.parametrize("seed", range(6))
 DTYPES = pytest.mark.parametrize("dtype", ["uint8", "int8"])
-ELEMENT = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8, "float32": TensorProto.FLOAT}
-
-
-class Qdq:
-    """A QDQ graph under construction, with the values of its inputs."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.initializers: list[Any] = []
-        self.inputs: list[Any] = []
-        self.feeds: dict[str, np.ndarray[Any, Any]] = {}
-
-    def constant(self, value: Any, dtype: str) -> str:
-        name = f"c{len(self.initializers)}"
-        array = np.asarray(value, dtype=dtype)
-        self.initializers.append(numpy_helper.from_array(array, name))
-        return name
-
-    def input(self, value: Tensor, dtype: str) -> str:
-        name = f"x{len(self.inputs)}"
-        info = helper.make_tensor_value_info(name, ELEMENT[dtype], list(value.shape))
-        self.inputs.append(info)
-        self.feeds[name] = value.numpy().astype(dtype)
-        return name
-
-    def node(self, op: str, *inputs: str, **attributes: Any) -> str:
-        name = f"y{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def grid(self, grid: Grid) -> tuple[str, str]:
-        zero_point = self.constant(grid.zero_point, grid.dtype)
-        return self.constant(grid.scale, "float32"), zero_point
-
-    def quantize(self, name: str, grid: Grid) -> str:
-        return self.node("QuantizeLinear", name, *self.grid(grid))
-
-    def dequantize(self, name: str, grid: Grid) -> str:
-        axis = {} if grid.axis is None else {"axis": grid.axis}
-        return self.node("DequantizeLinear", name, *self.grid(grid), **axis)
-
-    def activation(self, q: Tensor, grid: Grid) -> str:
-        return self.dequantize(self.input(q, grid.dtype), grid)
-
-    def parameter(self, q: Tensor, grid: Grid) -> str:
-        return self.dequantize(self.constant(q, grid.dtype), grid)
-
-    def run(
-        self, output: str, dtype: str, path: Path, precision: str | None = None
-    ) -> tuple[Tensor, list[str]]:
-        """Output of the graph, and the op types ONNX Runtime ran, layout changes left out."""
-        result = helper.make_tensor_value_info(output, ELEMENT[dtype], None)
-        graph = helper.make_graph(self.nodes, "g", self.inputs, [result], self.initializers)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.optimized_model_filepath = str(path / "optimized.onnx")
-        options.add_session_config_entry("session.x64quantprecision", precision or exact_products())
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        (value,) = session.run(None, self.feeds)
-        optimized = onnx.load(options.optimized_model_filepath).graph.node
-        ran = [node.op_type for node in optimized if node.op_type != "Transpose"]
-        value = torch.from_numpy(value)
-        return value if dtype == "float32" else value.to(torch.int32), ran
-
-
-@functools.cache
-def exact_products() -> str:
-    """Value of `session.x64quantprecision`: "1" where this CPU's u8 x s8 kernels saturate.
-
-    Without VNNI, pairs of products are added in 16 bits: 2 * 255 * 127 does not fit.
-    """
-    one = Grid(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), "uint8")
-    coarse = Grid(torch.tensor(2.0**11), torch.tensor(0, dtype=torch.int32), "uint8")
-    weight_grid = Grid(one.scale, one.zero_point, "int8")
-    x, weight = torch.full((1, 8, 4, 4), 255), torch.full((8, 8, 1, 1), 127)
-    graph = Qdq()
-    y = graph.node("Conv", graph.activation(x, one), graph.parameter(weight, weight_grid))
-    with tempfile.TemporaryDirectory() as directory:
-        got, _ = graph.run(graph.quantize(y, coarse), "uint8", Path(directory), precision="0")
-    return "0" if int(got[0, 0, 0, 0]) == round(8 * 255 * 127 / 2**11) else "1"
-
-
-def any_grid(random: np.random.Generator, dtype: str, scale: float | None = None) -> Grid:
-    low, high = LIMITS[dtype]
-    if scale is None:
-        scale = (
-            2.0 ** random.integers(-8, -1) if random.random() < 0.5 else random.uniform(0.004, 0.4)
-        )
-    elif random.random() < 0.5:
-        scale = 2.0 ** round(np.log2(scale))
-    anywhere = int(random.integers(low, high + 1))
-    zero_point = int(random.choice([low, high, (low + high + 1) // 2, anywhere]))
-    return Grid(
-        torch.tensor(scale, dtype=torch.float32), torch.tensor(zero_point, dtype=torch.int32), dtype
-    )
-
-
-def integers(random: np.random.Generator, shape: tuple[int, ...], grid: Grid) -> Tensor:
-    return torch.from_numpy(random.integers(grid.qmin, grid.qmax + 1, shape, dtype=np.int32))
-
-
-def every_integer(grid: Grid) -> Tensor:
-    return torch.arange(grid.qmin, grid.qmax + 1, dtype=torch.int32)
 
 
 Case = tuple[Callable[[Qdq, str], str], Callable[[Tensor, Grid, Grid], Tensor], list[str]]
@@ -520,47 +404,3 @@ def test_a_requantize_with_one_reader_is_merged_away(
     ours = ORT.dequantize(ORT.requantize(ORT.quantize(real, first), first, second), second)
     assert torch.equal(ours, theirs) is not merged
     assert ("QLinearLeakyRelu" in ran) is separated
-
-
-def test_sums_are_exact_up_to_the_bound_of_float32() -> None:
-    grid = Grid(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), "uint8")
-    weight = torch.full((4, 57, 3, 3), 127, dtype=torch.int8)
-    assert accumulator_dtype(weight, grid) is torch.float32
-    assert accumulator_dtype(weight.repeat(1, 2, 1, 1), grid) is torch.float64
-    x = torch.full((16, 57, 9, 9), 255)
-    x[:, ::7] = 254
-    total = F.conv2d(x.float(), weight.float())
-    assert torch.equal(total.double(), F.conv2d(x.double(), weight.double()))
-
-
-def test_autocast_does_not_reach_the_integers() -> None:
-    random = np.random.default_rng(0)
-    grid, output_grid = any_grid(random, "uint8"), any_grid(random, "uint8", 400.0)
-    weight_grid = Grid(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), "int8")
-    q = integers(random, (2, 8, 9, 9), grid)
-    weight = torch.from_numpy(random.integers(-127, 128, (8, 8, 3, 3)))
-    plain = ORT.convolve(q, grid, weight, weight_grid, None, output_grid)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(ORT.convolve(q, grid, weight, weight_grid, None, output_grid), plain)
-
-
-@SEEDS
-def test_ideal_rounds_the_exact_rational_once(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    grid_a, grid_b, output_grid = (any_grid(random, "uint8") for _ in range(3))
-    a, b = integers(random, (200,), grid_a), integers(random, (200,), grid_b)
-
-    def real(q: Tensor, grid: Grid) -> list[Fraction]:
-        scale = Fraction(float(grid.scale))
-        return [scale * (int(value) - int(grid.zero_point)) for value in q]
-
-    def nearest(values: list[Fraction]) -> list[int]:
-        scale, zero_point = Fraction(float(output_grid.scale)), int(output_grid.zero_point)
-        return [min(max(round(v / scale) + zero_point, 0), 255) for v in values]
-
-    pairs = list(zip(real(a, grid_a), real(b, grid_b), strict=True))
-    ideal = Ideal()
-    total = ideal.add(a, grid_a, b, grid_b, output_grid)
-    assert total.tolist() == nearest([x + y for x, y in pairs])
-    product = ideal.mul(a, grid_a, b, grid_b, output_grid)
-    assert product.tolist() == nearest([x * y for x, y in pairs])
