@@ -91,6 +91,8 @@ class Plan:
         for dim, (plan, axis) in enumerate(
             zip((self.vertical, self.horizontal), form.axes, strict=True), start=2
         ):
+            if plan.kernel == len(axis.taps):
+                continue
             entries = torch.tensor([(tap - plan.first) // plan.dilation for tap in axis.taps])
             shape = [*weight.shape[:dim], plan.kernel, *weight.shape[dim + 1 :]]
             weight = weight.new_zeros(shape).index_copy_(dim, entries, weight)

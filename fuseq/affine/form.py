@@ -183,7 +183,7 @@ class LinForm:
 
     def scaled(self, scale: Tensor | float) -> LinForm:
         """`scale * v`, with a number or one factor a channel."""
-        self._require_plain()
+        self.require_plain()
         factor = torch.as_tensor(scale, dtype=torch.float64).expand(self.channels)
         kernel = self.kernel
         return replace(
@@ -194,12 +194,12 @@ class LinForm:
 
     def shifted(self, shift: Tensor | float) -> LinForm:
         """`v + shift`, with a number or one term a channel."""
-        self._require_plain()
+        self.require_plain()
         return replace(self, bias=self.bias + torch.as_tensor(shift, dtype=torch.float64))
 
     def channels_taken(self, index: Tensor) -> LinForm:
         """Some channels of the value, by int64 index."""
-        self._require_plain()
+        self.require_plain()
         kernel = self.kernel
         low, high = self.low[index], self.high[index]
         width = int((high - low).max())
@@ -296,6 +296,10 @@ class LinForm:
         width = int((high - low).max())
 
         def kernel() -> Tensor:
+            if self._is_channelwise():
+                scale = self.kernel().view(groups, 1, -1, 1, 1)
+                parts = weight.double().view(groups, outputs // groups, *weight.shape[1:])
+                return (parts * scale).flatten(0, 1)
             inner = self.dense(first, width).view(groups, self.channels // groups, -1)
             outer = weight.double().view(groups, outputs // groups, self.channels // groups, -1)
             product = outer.transpose(2, 3).flatten(1, 2) @ inner
@@ -310,7 +314,7 @@ class LinForm:
             high=high,
             bias=shift,
             kernel=cache(kernel),
-            rules=self.rules | (PADDING_RULES if padded else frozenset()),
+            rules=self._rules(padded),
         )
 
     def padded(
@@ -337,7 +341,7 @@ class LinForm:
             self,
             axes=(self.axes[0].then(axes[0]), self.axes[1].then(axes[1])),
             border=border,
-            rules=self.rules | (PADDING_RULES if padded else frozenset()),
+            rules=self._rules(padded),
         )
 
     def overwritten(
@@ -374,7 +378,7 @@ class LinForm:
 
     def _reads_outside(self, outer: tuple[Axis, Axis]) -> bool:
         """Whether `outer` reads outside the map; raises if the ring rule then fails."""
-        self._require_plain()
+        self.require_plain()
         reads = False
         for index, (axis, window) in enumerate(zip(self.axes, outer, strict=True)):
             root_size = self.size[index] if self.size else None
@@ -389,7 +393,19 @@ class LinForm:
             reads = reads or bool(before or after)
         return reads
 
-    def _require_plain(self) -> None:
+    def _is_channelwise(self) -> bool:
+        """Whether each channel reads one position of the root channel of the same number."""
+        one_tap = all(len(axis.taps) == 1 for axis in self.axes)
+        own = torch.arange(self.channels)
+        return one_tap and torch.equal(self.low, own) and torch.equal(self.high, own + 1)
+
+    def _rules(self, padded: bool) -> frozenset[str]:
+        """Rules so far, with the ring and bias rules if an intermediate map is padded."""
+        trivial = self._is_channelwise() and not self.bias.any()
+        return self.rules | (PADDING_RULES if padded and not trivial else frozenset())
+
+    def require_plain(self) -> None:
+        """Refuse a border that is still to be overwritten: border-bias."""
         if self.border:
             raise _border_bias(self.bias, self.border.values)
 
@@ -412,7 +428,7 @@ def _common_axes(forms: Sequence[LinForm]) -> tuple[tuple[Axis, Axis], frozenset
     """Axes with the union of all taps, where strides and sizes agree."""
     axes, rules = [], frozenset[str]().union(*(form.rules for form in forms))
     for form in forms:
-        form._require_plain()
+        form.require_plain()
     for index in (0, 1):
         parts = [form.axes[index] for form in forms]
         strides = {axis.stride for axis in parts}

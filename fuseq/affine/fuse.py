@@ -77,6 +77,7 @@ def fuse(program: Program, cost: CostModel, *, captured_size_only: bool = False)
     while True:
         outcome = _sweep(program, cost, captured_size_only)
         certificates += outcome.certificates
+        program.clean()
         if not outcome.certificates:
             return Outcome(tuple(certificates), outcome.refusals)
 
@@ -173,6 +174,7 @@ def _replace(program: Program, candidate: Candidate) -> Certificate | Refusal:
         reason = f"the float64 check differs by {error:.2e} of the output"
         return region.refused(program, region.exit, RefusedError("proof", reason))
     macs_before = sum(macs(program, node) for node in region.nodes)
+    names = dict.fromkeys(ops.name_of(program, node) for node in region.nodes)
     parameters_before = sum(_parameters(program, node) for node in region.nodes)
     fused = fused.to(_weight(program, convolutions[0]).dtype)
     name = _common_path([str(node.target) for node in convolutions])
@@ -183,7 +185,6 @@ def _replace(program: Program, candidate: Candidate) -> Certificate | Refusal:
     region.exit.replace_all_uses_with(placed)
     for node in reversed(region.nodes):
         program.graph.erase_node(node)
-    names = dict.fromkeys(ops.name_of(program, n) for n in region.nodes if n.op != "call_module")
     return Certificate(
         module=str(placed.target),
         nodes=tuple(node.name for node in region.nodes),

@@ -22,8 +22,27 @@ Forms = Mapping[fx.Node, LinForm]
 Rule = Callable[[Program, fx.Node, Forms], LinForm]
 
 copy_into = torch.ops.aten.copy.default
+expand = torch.ops.aten.expand.default
 
 _TO_THE_END = 2**31
+
+
+def constant_of(value: Any) -> fx.Node | None:
+    """The `get_attr` node behind an operand, repeated over positions or not; None for data."""
+    if not isinstance(value, fx.Node):
+        return None
+    if value.op == "get_attr":
+        return value
+    return constant_of(value.args[0]) if value.target is expand else None
+
+
+def is_data(value: Any) -> bool:
+    """Whether an operand depends on the values of the input: no constant, no size."""
+    return (
+        isinstance(value, fx.Node)
+        and constant_of(value) is None
+        and value.target not in ops.SHAPE_ARITHMETIC
+    )
 
 
 def boundary(program: Program, node: fx.Node) -> RefusedError | None:
@@ -34,8 +53,8 @@ def boundary(program: Program, node: fx.Node) -> RefusedError | None:
     if len(node.meta.get("shape", ())) != 4:
         return RefusedError("layout", f"the result of {name} is not a map of rank 4")
     if name in ("mul", "div"):
-        data = [a for a in node.args if isinstance(a, fx.Node) and a.op != "get_attr"]
-        if len(data) > 1 or (name == "div" and node.args[:1] != tuple(data)):
+        data = [a for a in node.args if is_data(a)]
+        if len(data) > 1 or (name == "div" and not is_data(node.args[0])):
             return RefusedError("nonlinear", f"{name} of two values that depend on the input")
     if name == "batch_norm" and getattr(program.get(node), "running_mean", None) is None:
         return RefusedError("nonlinear", "a batch norm without running statistics")
@@ -43,10 +62,10 @@ def boundary(program: Program, node: fx.Node) -> RefusedError | None:
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
-    """Nodes whose values a node reads as data: no constants, no operand read for its size only."""
+    """Data operands whose values a node reads, not just their size."""
     if node.target is copy_into:
         return []
-    return [n for n in node.all_input_nodes if n.op != "get_attr"]
+    return [n for n in node.all_input_nodes if is_data(n)]
 
 
 def form_of(program: Program, node: fx.Node, forms: Forms) -> LinForm:
@@ -116,10 +135,10 @@ def _sum(
     program: Program, forms: Forms, a: fx.node.Argument, b: fx.node.Argument, sign: float
 ) -> LinForm:
     """`a + sign * b`, where at most one operand is a constant."""
-    if not _is_data(a):
+    if not is_data(a):
         form = _form(forms, b)
         return form.scaled(sign).shifted(_per_channel(program, a, form.channels))
-    if not _is_data(b):
+    if not is_data(b):
         form = _form(forms, a)
         return form.shifted(sign * _per_channel(program, b, form.channels))
     return _form(forms, a).plus(_form(forms, b).scaled(sign) if sign != 1 else _form(forms, b))
@@ -127,7 +146,7 @@ def _sum(
 
 def _mul(program: Program, node: fx.Node, forms: Forms) -> LinForm:
     a, b = node.args
-    data, constant = (a, b) if _is_data(a) else (b, a)
+    data, constant = (a, b) if is_data(a) else (b, a)
     form = _form(forms, data)
     return form.scaled(_per_channel(program, constant, form.channels))
 
@@ -142,7 +161,7 @@ def _concat(program: Program, node: fx.Node, forms: Forms) -> LinForm:
         raise RefusedError("layout", f"concatenation along dim {node.kwargs['dim']}")
     parts = node.args[0]
     assert isinstance(parts, list | tuple)
-    if not all(_is_data(part) for part in parts):
+    if not all(is_data(part) for part in parts):
         raise RefusedError("layout", "a constant is concatenated", "pad the channels instead")
     return LinForm.concatenated([_form(forms, part) for part in parts])
 
@@ -216,12 +235,13 @@ def _slice_scatter(program: Program, node: fx.Node, forms: Forms) -> LinForm:
     dim, start, end, step = _attributes(node, "dim", "start", "end", "step")
     if isinstance(source, fx.Node) and source.target is copy_into:
         source = source.args[1]
-    if not isinstance(source, fx.Node) or source.op != "get_attr":
+    constant = constant_of(source)
+    if constant is None:
         raise RefusedError("layout", "values that depend on the input are written into a map")
     if not isinstance(start, int) or not isinstance(end, int) or step != 1 or dim not in (2, 3):
         raise RefusedError("layout", "a constant is written over other than rows or columns")
-    rounding = torch.finfo(program.constant(source).dtype).eps
-    value = _per_channel(program, source, form.channels, repeated=True)
+    rounding = torch.finfo(program.constant(constant).dtype).eps
+    value = _per_channel(program, constant, form.channels, repeated=True)
     return form.overwritten(dim, start, None if end >= _TO_THE_END else end, value, rounding)
 
 
@@ -253,10 +273,6 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _is_data(value: fx.node.Argument) -> bool:
-    return isinstance(value, fx.Node) and value.op != "get_attr"
-
-
 def _form(forms: Forms, value: fx.node.Argument) -> LinForm:
     assert isinstance(value, fx.Node)
     return forms[value]
@@ -284,10 +300,11 @@ def _per_channel(
     Raises:
         RefusedError: layout if the constant varies over the map or adds channels.
     """
-    if not isinstance(value, fx.Node):
+    named = constant_of(value)
+    if named is None:
         assert isinstance(value, float | int)
         return torch.full((channels,), float(value), dtype=torch.float64)
-    constant = program.constant(value).detach().double()
+    constant = program.constant(named).detach().double()
     if constant.dim() <= 4:
         aligned = constant.view((1,) * (4 - constant.dim()) + tuple(constant.shape))
         flat = aligned.movedim(1, 0).flatten(1)

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from fuseq import ops
 from fuseq.affine.emit import Plan
+from fuseq.affine.operations import is_data
 from fuseq.program import Program
 
 _CHANNELWISE = ("batch_norm", "add", "sub", "mul", "div")
@@ -46,7 +47,7 @@ class CostModel:
                 absorbed.add(node)
                 continue
             elements = math.prod(program.shape(node)) + sum(
-                math.prod(n.meta.get("shape", ())) for n in _data(node)
+                math.prod(n.meta.get("shape", ())) for n in node.all_input_nodes if is_data(n)
             )
             total += macs(program, node) + self.element * elements + self.operation
         return total
@@ -90,13 +91,9 @@ def _folds(
     program: Program, node: fx.Node, nodes: Collection[fx.Node], absorbed: Collection[fx.Node]
 ) -> bool:
     """Whether a node is channelwise and directly follows a convolution only it reads."""
-    data = _data(node)
+    data = [n for n in node.all_input_nodes if is_data(n)]
     if len(data) != 1 or ops.name_of(program, node) not in _CHANNELWISE or data[0] not in nodes:
         return False
     before = data[0]
     after_conv = before in absorbed or ops.name_of(program, before) == "conv2d"
     return after_conv and len(before.users) == 1
-
-
-def _data(node: fx.Node) -> list[fx.Node]:
-    return [n for n in node.all_input_nodes if n.op != "get_attr"]

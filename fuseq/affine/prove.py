@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from fuseq import ops
 from fuseq.affine.emit import Plan
+from fuseq.affine.operations import constant_of
 from fuseq.affine.region import Region
 from fuseq.program import Program
 
@@ -37,7 +38,8 @@ class Certificate:
         source: `file:line` of the value it computes, or the empty string.
         rules: operations and exactness rules that were used.
         residual: largest `max |error| / max |output|` of the float64 check.
-        validity: "all sizes", or the only height and width the fusion holds for.
+        validity: "all sizes" (at which no crop leaves an empty map), or the only height and
+            width the fusion holds for.
         macs_before: multiply-accumulates at the captured size.
         macs_after: the same, fused.
         parameters_before: trainable numbers.
@@ -83,7 +85,11 @@ def residual(program: Program, region: Region, plan: Plan, fused: torch.nn.Conv2
         _difference(region, steps, plan, fused, size) for size in _sizes(program, region, plan)
     ]
     compared = [d for d in differences if d is not None]
-    return max(compared) if compared else float("inf")
+    if not compared:
+        height, width = program.shape(region.root)[2:]
+        captured = _difference(region, steps, plan, fused, (height, width))
+        return float("inf") if captured is None else captured
+    return max(compared)
 
 
 def _difference(
@@ -94,23 +100,18 @@ def _difference(
     size: tuple[int, int],
 ) -> float | None:
     """The residual at one size, or None if the region itself does not run there."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (1, plan.form.in_channels, *size)
-    gaussian = torch.randn(shape, generator=generator, dtype=torch.float64)
-    worst = scale = 0.0
-    for x in (gaussian, torch.zeros_like(gaussian)):
-        with torch.no_grad():
-            try:
-                expected = _run(region, steps, x)
-            except RuntimeError:
-                return None
-            actual = fused(torch.nn.functional.pad(x, plan.frame))
-        if actual.shape != expected.shape or not torch.isfinite(actual).all():
-            return float("inf")
-        scale = max(scale, float(expected.abs().max()))
-        error = float((actual - expected).abs().max())
-        worst = max(worst, error / scale if error else 0.0)
-    return worst
+    x = torch.zeros(2, plan.form.in_channels, *size, dtype=torch.float64)
+    torch.nn.init.normal_(x[0], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        try:
+            expected = _run(region, steps, x)
+        except RuntimeError:
+            return None
+        actual = fused(torch.nn.functional.pad(x, plan.frame))
+    if actual.shape != expected.shape or not torch.isfinite(actual).all():
+        return float("inf")
+    error = float((actual - expected).abs().max())
+    return error / float(expected.abs().max()) if error else 0.0
 
 
 def _sizes(program: Program, region: Region, plan: Plan) -> list[tuple[int, int]]:
@@ -124,11 +125,9 @@ def _sizes(program: Program, region: Region, plan: Plan) -> list[tuple[int, int]
         window = max(window, -axis.extent + axis.stride)
         near.append(size - axis.stride * ((size - window) // axis.stride))
     steps = [axis.stride if divides else 1 for axis in form.axes]
-    return [
-        (near[0], near[1]),
-        (near[0] + steps[0], near[1] + 3 * steps[1]),
-        (min(captured[0], near[0]), min(captured[1], near[1])),
-    ]
+    sizes = [(near[0], near[1]), (near[0] + steps[0], near[1] + 3 * steps[1])]
+    small = (min(captured[0], near[0]), min(captured[1], near[1]))
+    return sizes if small == sizes[0] else [*sizes, small]
 
 
 def _run(region: Region, steps: list[tuple[fx.Node, Step]], x: Tensor) -> Tensor:
@@ -149,15 +148,25 @@ def _step(program: Program, node: fx.Node) -> Step:
             for name, t in (*module.named_parameters(), *module.named_buffers())
         }
         return lambda *args: torch.func.functional_call(module, state, args)
+    assert callable(node.target)
+    function = _write if node.target is ops.slice_scatter else node.target
     constants = {
-        n: program.constant(n).detach().double() for n in node.all_input_nodes if n.op == "get_attr"
+        n: program.constant(named).detach().double()
+        for n in node.all_input_nodes
+        if (named := constant_of(n)) is not None
     }
 
+    attributes: dict[str, Any] = dict(node.kwargs)
+
     def step(*args: Any) -> Any:
-        filled = fx.node.map_aggregate(
-            args, lambda a: constants[a] if isinstance(a, fx.Node) else a
-        )
-        assert callable(node.target)
-        return node.target(*filled, **node.kwargs)
+        filled = fx.node.map_arg(args, lambda n: constants.get(n, n))
+        return function(*filled, **attributes)
 
     return step
+
+
+def _write(x: Tensor, source: Tensor, dim: int, start: int, end: int, step: int) -> Tensor:
+    """`slice_scatter` that repeats the source, so that it runs at every size."""
+    written = x.clone()
+    written[(slice(None),) * dim + (slice(start, end, step),)] = source
+    return written

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import networkx as nx
 from torch import fx
 
-from fuseq import ops
 from fuseq.affine.form import LinForm
-from fuseq.affine.operations import boundary, form_of, operands
+from fuseq.affine.operations import boundary, form_of, is_data, operands
 from fuseq.affine.refusal import Refusal, RefusedError
 from fuseq.program import Program
 
@@ -58,8 +57,8 @@ def dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     for node in graph.nodes:
         if node.op == "placeholder":
             flow.add_edge(outside, node)
-        elif _is_data(node):
-            flow.add_edges_from((n, node) for n in node.all_input_nodes if _is_data(n))
+        elif is_data(node):
+            flow.add_edges_from((n, node) for n in node.all_input_nodes if is_data(n))
     found = nx.immediate_dominators(flow, outside)
     return {
         node: above
@@ -116,10 +115,18 @@ def read(program: Program, region: Region, size: tuple[int, int] | None) -> LinF
         try:
             forms[node] = form_of(program, node, forms)
             if node is region.exit:
-                forms[node].shifted(0.0)  # an exit must not keep a border of its own
+                _require_shape(forms[node], program.shape(region.root), program.shape(node))
         except RefusedError as error:
             return region.refused(program, node, error)
     return forms[region.exit]
+
+
+def _require_shape(form: LinForm, root: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Broadcasting can change a shape in ways no form has."""
+    form.require_plain()
+    size = (root[0], form.channels, *(a.size(n) for a, n in zip(form.axes, root[2:], strict=True)))
+    if size != shape:
+        raise RefusedError("layout", f"an operand is repeated to shape {shape}")
 
 
 def _between(
@@ -129,13 +136,8 @@ def _between(
     inside, waiting = {exit}, [exit]
     while waiting:
         for node in waiting.pop().all_input_nodes:
-            if node is not root and node not in inside and _is_data(node):
+            if node is not root and node not in inside and is_data(node):
                 inside.add(node)
                 waiting.append(node)
     crossed = {node: user for node in inside - {exit} for user in node.users if user not in inside}
     return Region(root, exit, tuple(sorted(inside, key=order.__getitem__))), crossed
-
-
-def _is_data(node: fx.Node) -> bool:
-    """Whether a node's value depends on the input's values: no constant, no size."""
-    return node.op != "get_attr" and node.target not in ops.SHAPE_ARITHMETIC
