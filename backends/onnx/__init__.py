@@ -15,13 +15,13 @@ from fuseq.backends.onnx import foreign
 from fuseq.backends.onnx.emit import to_onnx
 from fuseq.backends.onnx.float_ops import FLOAT_OPS, needs_library
 from fuseq.backends.onnx.runner import OrtRunner, has_exact_u8s8
+from fuseq.backends.onnx.sized_ops import SIZED_OPS
 from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.profile import Profile
 
-OWN_RULES = frozenset(FLOAT_OPS) | {
-    "conv2d", "conv_transpose2d", "linear", "reshape", "requantize", "constant", "shape",
-}  # fmt: skip
+_LAYERS = frozenset({"conv2d", "conv_transpose2d", "linear", "requantize", "constant", "shape"})
+OWN_RULES = _LAYERS | FLOAT_OPS.keys() | SIZED_OPS.keys()
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class OnnxBackend(Backend):
         found = []
         for node in program.graph.nodes:
             name = ops.name_of(program, node)
-            ours = name in OWN_RULES and needs_library(program, node, name) is None
+            ours = name in OWN_RULES and not needs_library(node, name)
             if ours or node.op in ("placeholder", "output"):
                 continue
             try:

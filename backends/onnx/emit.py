@@ -23,6 +23,7 @@ from fuseq import ops
 from fuseq.backends.onnx import foreign
 from fuseq.backends.onnx.float_ops import FLOAT_OPS, conv_attributes, needs_library
 from fuseq.backends.onnx.graph import DTYPES, Graph
+from fuseq.backends.onnx.sized_ops import SIZED_OPS
 from fuseq.program import Program
 from fuseq.quant.grid import Grid
 
@@ -134,9 +135,10 @@ class _Emitter:
             return self._layer(node, "ConvTranspose" if module.transposed else "Conv", module)
         if isinstance(module, nn.Linear):
             return self._linear(node, module)
-        if name == "reshape":
-            return self._reshape(node)
-        if name in FLOAT_OPS and needs_library(self.program, node, name) is None:
+        if name in SIZED_OPS:
+            source = self.tensors[node.all_input_nodes[0]]
+            return SIZED_OPS[name](self.graph, self.program, node, source, self._size_of)
+        if name in FLOAT_OPS and not needs_library(node, name):
             return FLOAT_OPS[name](self.graph, self.program, node, self._operands(node))
         inputs = [self.tensors[operand] for operand in node.all_input_nodes]
         return foreign.inline_node(self.graph, self.program, node, inputs)
@@ -177,17 +179,8 @@ class _Emitter:
             for name in names
         ]
 
-    def _reshape(self, node: fx.Node) -> str:
-        source, shape = self.tensors[node.all_input_nodes[0]], node.kwargs["shape"]
-        assert isinstance(shape, Sequence)
-        if any(isinstance(size, fx.Node) for size in shape):
-            parts = [
-                self.tensors[s] if isinstance(s, fx.Node) else self.graph.integers(s) for s in shape
-            ]
-            target = self.graph.node("Concat", parts, f"{node.name}.shape", axis=0)
-        else:
-            target = self.graph.integers(*shape)
-        return self.graph.node("Reshape", [source, target], node.name)
+    def _size_of(self, value: Any) -> str:
+        return self.tensors[value] if isinstance(value, fx.Node) else self.graph.integers(value)
 
     def _size(self, node: fx.Node) -> str:
         """Sizes are int64 vectors of one element."""
@@ -204,9 +197,7 @@ class _Emitter:
             )
         kinds = {operator.add: "Add", operator.sub: "Sub", operator.mul: "Mul"}
         kinds |= {operator.floordiv: "Div", operator.mod: "Mod"}
-        inputs = [
-            self.tensors[a] if isinstance(a, fx.Node) else self.graph.integers(a) for a in node.args
-        ]
+        inputs = [self._size_of(value) for value in node.args]
         return self.graph.node(kinds[node.target], inputs, node.name)  # type: ignore[index]
 
     # --- grids ---

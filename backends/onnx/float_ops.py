@@ -108,28 +108,6 @@ def _mean(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) 
     return graph.node("ReduceMean", [*inputs, graph.integers(*dims)], node.name, keepdims=int(keep))
 
 
-def _interpolate(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
-    k: dict[str, Any] = dict(node.kwargs)
-    nearest = k["mode"] == "nearest"
-    coordinates = (
-        "asymmetric" if nearest else "align_corners" if k["align_corners"] else "half_pixel"
-    )
-    shape = program.shape(node)
-    if k["scale_factor"] is not None:
-        scales = graph.constant(np.array([1, 1, *k["scale_factor"]], dtype=np.float32))
-        extra = ["", scales]
-    else:
-        extra = ["", "", graph.integers(*shape)]
-    return graph.node(
-        "Resize",
-        [*inputs, *extra],
-        node.name,
-        mode="nearest" if nearest else "linear",
-        coordinate_transformation_mode=coordinates,
-        nearest_mode="floor" if nearest else None,
-    )
-
-
 def _pixel_shuffle(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
     factor = node.kwargs["upscale_factor"]
     return graph.node("DepthToSpace", inputs, node.name, blocksize=factor, mode="CRD")
@@ -142,26 +120,6 @@ def _pixel_unshuffle(graph: Graph, program: Program, node: fx.Node, inputs: Sequ
     order = np.arange(channels * factor**2).reshape(factor**2, channels).T.reshape(-1)
     blocks = graph.node("SpaceToDepth", inputs, f"{node.name}.blocks", blocksize=factor)
     return graph.node("Gather", [blocks, graph.constant(order.astype(np.int64))], node.name, axis=1)
-
-
-def _pad(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
-    amounts: Any = node.kwargs["pad"]
-    rank = len(program.shape(node))
-    begin, end = [0] * rank, [0] * rank
-    for i in range(len(amounts) // 2):
-        begin[rank - 1 - i], end[rank - 1 - i] = amounts[2 * i], amounts[2 * i + 1]
-    modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-    value: Any = node.kwargs["value"]
-    extra = [graph.integers(*begin, *end)]
-    if node.kwargs["mode"] == "constant":
-        extra.append(graph.constant(np.float32(value)))
-    return graph.node("Pad", [*inputs, *extra], node.name, mode=modes[str(node.kwargs["mode"])])
-
-
-def _slice(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
-    k: dict[str, Any] = dict(node.kwargs)
-    edges = [graph.integers(k[name]) for name in ("start", "end", "dim", "step")]
-    return graph.node("Slice", [*inputs, *edges], node.name)
 
 
 def _permute(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
@@ -193,25 +151,14 @@ FLOAT_OPS: dict[str, Rule] = {
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "mean": _mean,
-    "interpolate": _interpolate,
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
-    "pad": _pad,
-    "slice": _slice,
     "permute": _permute,
     "unsqueeze": _unsqueeze,
 }
 """Ops without parameters of their own; layers with weights are in `emit`."""
 
 
-def needs_library(program: Program, node: fx.Node, name: str) -> str | None:
-    """Why a listed op cannot be written by its rule here, or None if it can."""
-    kwargs: dict[str, Any] = dict(node.kwargs)
-    if name == "avg_pool" and kwargs["divisor_override"] is not None:
-        return "divisor_override"
-    if name == "interpolate" and kwargs["size"] is not None and program.origin.dynamic:
-        return "a size instead of a scale factor"
-    numbers = (v for v in (kwargs.get("start"), kwargs.get("end"), *(kwargs.get("pad") or ())))
-    if any(isinstance(v, fx.Node) for v in numbers):
-        return "sizes computed at run time"
-    return None
+def needs_library(node: fx.Node, name: str) -> bool:
+    """Whether torch's exporter must write a listed op, because of an attribute it has."""
+    return name == "avg_pool" and node.kwargs["divisor_override"] is not None

@@ -92,6 +92,7 @@ def parity(
     *,
     max_differing: int = 0,
     max_lsb: int = 0,
+    rounded: Mapping[str, int] | None = None,
     note: str = "",
 ) -> Check:
     """Integers against integers.
@@ -103,6 +104,8 @@ def parity(
         candidate: integer outputs.
         max_differing: allowed number of differing values.
         max_lsb: allowed largest difference, in units of the last place.
+        rounded: largest difference of each further value that is computed in float, by name; one
+            step is allowed there.
         note: remark to keep with the result.
     """
     differing = total = largest = 0
@@ -117,6 +120,10 @@ def parity(
     metrics = {"differing": differing, "total": total, "max_lsb": largest}
     gate = {"differing": max_differing, "max_lsb": max_lsb}
     passed = total > 0 and differing <= max_differing and largest <= max_lsb
+    if rounded:
+        metrics |= {"float_values": len(rounded), "float_max_lsb": max(rounded.values())}
+        gate |= {"float_max_lsb": 1}
+        passed = passed and max(rounded.values()) <= 1
     return _judged(id, pair, "parity", metrics, gate, passed, note)
 
 

@@ -43,11 +43,14 @@ class Execution:
         result: outputs as reals, nested as the model nests them.
         integers: int32 values by node name, of every value on a grid.
         reals: float values by node name, of every value without one.
+        rounded: names of values on a grid that were computed in float: their integers depend on
+            how a machine rounds floats, all others' do not.
     """
 
     result: Any
     integers: Mapping[str, Tensor]
     reals: Mapping[str, Tensor]
+    rounded: frozenset[str]
 
 
 def execute(
@@ -55,6 +58,7 @@ def execute(
     inputs: tuple[Tensor, ...],
     arithmetic: str | None = None,
     *,
+    given: Mapping[str, Tensor] | None = None,
     intermediates: bool = True,
 ) -> Execution:
     """Run a quantized program in integers.
@@ -63,6 +67,9 @@ def execute(
         program: with a quantization table.
         inputs: float32 tensors; inputs on a grid are quantized first.
         arithmetic: key of `ARITHMETICS`; the profile's own by default.
+        given: integers another runtime computed, by node name: each op then starts from these
+            instead of from our own result (which is still what `integers` holds), so that a
+            difference is seen only where it arises.
         intermediates: keep every value; otherwise only outputs are kept.
 
     Returns:
@@ -79,21 +86,28 @@ def execute(
     if name not in ARITHMETICS:
         known = ", ".join(sorted(ARITHMETICS))
         raise FuseqError("FQ007", f"unknown arithmetic '{name}'", fix=f"one of {known}")
-    runner = _Runner(program, table, ARITHMETICS[name], intermediates)
+    runner = _Runner(program, table, ARITHMETICS[name], given or {}, intermediates)
     with torch.no_grad():
         result = runner.run(*inputs)
-    return Execution(result, runner.integers, runner.reals)
+    return Execution(result, runner.integers, runner.reals, frozenset(runner.rounded))
 
 
 class _Runner(fx.Interpreter):
     def __init__(
-        self, program: Program, table: QuantizationTable, arithmetic: Arithmetic, keep: bool
+        self,
+        program: Program,
+        table: QuantizationTable,
+        arithmetic: Arithmetic,
+        given: Mapping[str, Tensor],
+        keep: bool,
     ) -> None:
         super().__init__(program.module)
         self.extra_traceback = False
         self.program, self.table, self.arithmetic, self.keep = program, table, arithmetic, keep
+        self.given = given
         self.integers: dict[str, Tensor] = {}
         self.reals: dict[str, Tensor] = {}
+        self.rounded: set[str] = set()
 
     def run_node(self, node: fx.Node) -> Any:
         value = self._value(node)
@@ -101,6 +115,8 @@ class _Runner(fx.Interpreter):
             self.integers[node.name] = value.q
         elif self.keep and isinstance(value, Tensor):
             self.reals[node.name] = value
+        if node.name in self.given and isinstance(value, Quantized):
+            return Quantized(self.given[node.name], value.grid)
         return value
 
     def _value(self, node: fx.Node) -> Any:
@@ -112,16 +128,22 @@ class _Runner(fx.Interpreter):
         grid = self.table.grids.get(self.table.absorbed.get(node.name, node.name))
         if grid is None:
             return self._in_float(node)
-        source = self.env.get(node.all_input_nodes[0]) if node.all_input_nodes else None
+        if node.name not in self.table.integer and name not in ("requantize", "input"):
+            return self._rounded(node, grid)
+        if name == "input":
+            return Quantized(self.arithmetic.quantize(self._in_float(node), grid), grid)
+        source = self.env[node.all_input_nodes[0]]
         if node.name in self.table.absorbed.values() or name == "requantize":
-            assert isinstance(source, Quantized)
             return _moved(self.arithmetic, source, grid)
-        if name in self.table.profile.same_grid and isinstance(source, Quantized):
+        if name in self.table.profile.same_grid:
             return Quantized(self._move(node, name, source), grid)
-        if name in _KERNELS and all(
-            isinstance(self._operand(node, a), Quantized) for a in _flat(node)
-        ):
+        if name in _KERNELS:
             return Quantized(_KERNELS[name](self, node, grid), grid)
+        return self._rounded(node, grid)
+
+    def _rounded(self, node: fx.Node, grid: Grid) -> Quantized:
+        """A value computed in float, on the reals of its operands, and quantized at the end."""
+        self.rounded.add(node.name)
         return Quantized(self.arithmetic.quantize(self._in_float(node), grid), grid)
 
     def _in_float(self, node: fx.Node) -> Any:

@@ -27,9 +27,12 @@ LIMITS: dict[str, tuple[int, int]] = {
     "int32": (-(2**31), 2**31 - 1),
 }
 
-SMALLEST_SCALE = 2.0**-100
-"""Scale of a value that is always zero: any positive float32 does, a product of two must not
+SMALLEST_SCALE = 2.0**-60
+"""Scale of a value that is always zero: any positive float32 does, and a product of two must not
 underflow."""
+
+LARGEST_BIAS = 2**30
+"""Integers a bias may reach, with room in int32 for the accumulator it is added to."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,16 +122,27 @@ def affine_grid(low: float, high: float, dtype: str) -> Grid:
     return Grid(scale, torch.tensor(min(max(zero_point, qmin), qmax), dtype=torch.int32), dtype)
 
 
-def symmetric_grid(weight: Tensor, axis: int) -> Grid:
-    """Per-channel int8 grid of a weight: `scale = max|w| / 127`, zero point 0.
+def symmetric_grid(
+    weight: Tensor, axis: int, bias: Tensor | None = None, input_scale: Tensor | None = None
+) -> Grid:
+    """Per-channel int8 grid of a weight, zero point 0.
+
+    The scale is `max|w| / 127`, or larger where the bias would not fit int32 at
+    `scale_x * scale_w`. That happens only where input or weight are nearly zero throughout (a dead
+    channel): weights of such a channel weigh less than `2**-22` of its bias.
 
     Args:
         weight: float tensor.
         axis: output-channel dimension.
+        bias: float `[channels]`, or None.
+        input_scale: scale of the layer's input, needed with a bias.
     """
     other = [d for d in range(weight.dim()) if d != axis]
-    largest = weight.detach().abs().amax(other).double()
-    scale = (largest / 127).clamp_min(SMALLEST_SCALE).float()
+    scale = weight.detach().abs().amax(other).double() / 127
+    if bias is not None and input_scale is not None:
+        needed = bias.detach().abs().double() / (input_scale.double() * LARGEST_BIAS)
+        scale = torch.maximum(scale, needed)
+    scale = scale.clamp_min(SMALLEST_SCALE).float()
     return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), "int8", axis)
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from fuseq import ops
-from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.grid import (
     Grid,
@@ -37,9 +36,6 @@ def solve(
 
     Returns:
         The table.
-
-    Raises:
-        FuseqError: FQ401 for a weight or bias that no grid can hold.
     """
     nodes = {node.name: node for node in program.graph.nodes}
     members: dict[str, list[fx.Node]] = {}
@@ -52,10 +48,10 @@ def solve(
     grids = {name: chosen[group] for name, group in structure.group.items()}
     integers: dict[str, Tensor] = {}
     for node in program.graph.nodes:
-        if node.name in grids or node.name in structure.absorbed:
+        if node.name in structure.integer:
             _freeze_parameters(program, node, profile, grids, integers)
             _freeze_operands(program, node, profile, grids, integers)
-    return QuantizationTable(profile, grids, integers, structure.absorbed)
+    return QuantizationTable(profile, grids, integers, structure.absorbed, structure.integer)
 
 
 def _activation_grid(
@@ -107,25 +103,18 @@ def _freeze_parameters(
     if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         return
     path = str(node.target)
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
     axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
-    weight_grid = symmetric_grid(module.weight, axis)
+    weight_grid = symmetric_grid(module.weight, axis, module.bias, grids[source.name].scale)
     if not profile.per_channel:
         scale = weight_grid.scale.amax().expand_as(weight_grid.scale).clone()
         weight_grid = Grid(scale, weight_grid.zero_point, "int8", axis)
     grids[f"{path}.weight"] = weight_grid
     integers[f"{path}.weight"] = quantize_weight(module.weight.detach(), weight_grid)
     if module.bias is not None:
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
         grid = bias_grid(grids[source.name], weight_grid)
         exact = module.bias.detach().double() / grid.scale.double()
-        if float(exact.abs().max()) >= 2**31:
-            raise FuseqError(
-                "FQ401",
-                f"the bias of {program.where(node)} does not fit int32 at scale_x * scale_w",
-                why=f"channel {int(exact.abs().argmax())} needs {float(exact.abs().max()):.3g}",
-                fix="a dead channel with a large bias: recalibrate or prune it",
-            )
         grids[f"{path}.bias"] = grid
         integers[f"{path}.bias"] = torch.round(exact).to(torch.int32)
 

@@ -25,12 +25,14 @@ class Structure:
         group: name of each quantized value -> name of the value that stands for its group.
         absorbed: producer name -> name of the activation computed on its accumulator.
         fixed: group -> (scale, zero point) the target demands.
-        islands: names of compute nodes that stay float.
+        integer: names of nodes that take integers and give integers.
+        islands: names of the other nodes that compute: they run in float.
     """
 
     group: Mapping[str, str]
     absorbed: Mapping[str, str]
     fixed: Mapping[str, tuple[float, int]]
+    integer: frozenset[str]
     islands: tuple[str, ...]
 
 
@@ -64,7 +66,7 @@ def find_structure(
                 quantized |= {a, b}
                 grown = True
 
-    parent = {n: n for n in quantized}
+    parent: dict[fx.Node, fx.Node] = {n: n for n in quantized}
 
     def find(node: fx.Node) -> fx.Node:
         while parent[node] is not node:
@@ -88,20 +90,26 @@ def find_structure(
         for n in quantized & integer
         if names[n] in profile.fixed
     }
+    computing = integer | set(absorbed.values()) | {n for n in moving if n in quantized}
     islands = tuple(
-        n.name
-        for n in nodes
-        if n not in quantized and n.name not in inner and names[n] not in ("input", "constant")
+        n.name for n in nodes if n not in computing and names[n] not in ("input", "requantize")
     )
     group = {n.name: find(n).name for n in nodes if n in quantized}
-    return Structure(group, {a.name: b.name for a, b in absorbed.items()}, fixed, islands)
+    return Structure(
+        group,
+        {a.name: b.name for a, b in absorbed.items()},
+        fixed,
+        frozenset(n.name for n in computing),
+        islands,
+    )
 
 
 def operands(node: fx.Node) -> tuple[fx.Node, ...]:
     """Tensor operands of a node that carry data (attributes and sizes left out)."""
-    found: list[fx.Node] = []
-    fx.node.map_arg(node.args, lambda n: found.append(n) or n)
-    return tuple(n for n in found if "shape" in n.meta and n.op != "get_attr")
+    flat = (a for arg in node.args for a in (arg if isinstance(arg, tuple | list) else (arg,)))
+    return tuple(
+        a for a in flat if isinstance(a, fx.Node) and "shape" in a.meta and a.op != "get_attr"
+    )
 
 
 def _is_value(program: Program, node: fx.Node) -> bool:

@@ -26,9 +26,12 @@ class QuantizationTable:
         integers: frozen int8 weights, int32 biases and constants, by the same names.
         absorbed: producer node name -> name of the activation it computes on its accumulator. The
             producer's own value has no grid.
+        integer: names of nodes that compute on integers. Any other node runs in float on the reals
+            of its operands, and its value is then quantized if it has a grid.
     """
 
     profile: Profile
     grids: Mapping[str, Grid]
     integers: Mapping[str, Tensor]
     absorbed: Mapping[str, str]
+    integer: frozenset[str]
