@@ -23,7 +23,8 @@ class CalibrationSource:
     """Where batches of model inputs come from; each iteration starts over.
 
     Attributes:
-        origin: where they come from, and how images become tensors.
+        origin: where they come from and how images become tensors; file names without their
+            directories, since bundles record it and must not depend on where they are made.
         batches: gives the batches anew at each call.
         limit: largest number of batches used.
         synthetic: not real data: whatever is made with it says so.
@@ -83,7 +84,8 @@ def _open(source: str | None, target: Target, limit: int) -> CalibrationSource:
                 "--calib DIR of images, --calib FILE.npz, or --calib random for a trial",
                 "calibration_data",
             )
-        return CalibrationSource(f"{target.name.partition(':')[0]}:calibration_data", own, limit)
+        file = Path(target.name.partition(":")[0]).name
+        return CalibrationSource(f"{file}:calibration_data", own, limit)
     if source == "random":
         return CalibrationSource("random", lambda: _random(target), limit, synthetic=True)
     path = Path(source)
@@ -93,7 +95,7 @@ def _open(source: str | None, target: Target, limit: int) -> CalibrationSource:
         return _arrays(path, target, limit)
     if ".py" in source:
         _, function = load_function(source, "calibration_data")
-        return CalibrationSource(source, function, limit)
+        return CalibrationSource(path.name, function, limit)
     raise FuseqError(
         "FQ006",
         f"no calibration data at '{source}'",
@@ -134,7 +136,7 @@ def _folder(path: Path, target: Target, limit: int) -> CalibrationSource:
         return planes if planes.dim() == 4 else planes[None]
 
     how = "preprocess()" if preprocess else f"{mode}/255, planes, unscaled"
-    return CalibrationSource(f"{path} ({how})", lambda: map(read, files), limit)
+    return CalibrationSource(f"{path.resolve().name} ({how})", lambda: map(read, files), limit)
 
 
 def _arrays(path: Path, target: Target, limit: int) -> CalibrationSource:
@@ -156,5 +158,5 @@ def _arrays(path: Path, target: Target, limit: int) -> CalibrationSource:
         )
     tensors = [torch.from_numpy(array.astype(np.float32)) for array in arrays.values()]
     return CalibrationSource(
-        str(path), lambda: zip(*(torch.split(t, 1) for t in tensors), strict=True), limit
+        path.name, lambda: zip(*(torch.split(t, 1) for t in tensors), strict=True), limit
     )

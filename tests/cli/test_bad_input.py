@@ -68,10 +68,10 @@ def test_no_get_model(lower, model):
         ("import torch\n", "import torch\nimport sys; sys.exit(0)\n", "model.py:3: ", "0"),
         ("import torch\n", "import torch\nx = = 1\n", "model.py:3", "invalid syntax"),
         ("import torch\n", "import torch\nimport no_such\n", "model.py:3: import", "no_such"),
-        ("    return Net(width)", "    return Net(width=-1)", "model.py:10: ", "negative"),
+        ("    return Net(width)", "    return Net(width=-1)", "model.py:9: ", "negative"),
         ("    return Net(width)", "    return [Net(width)]", "", "returned a list"),
-        ("    return (torch.rand", "    return (torch.rnd", "model.py:26: return", "rnd"),
-        ("    for seed in range(4):", "    for seed in rnge(4):", "model.py:30: for", "rnge"),
+        ("    return (torch.rand", "    return (torch.rnd", "model.py:25: return", "rnd"),
+        ("    for seed in range(4):", "    for seed in rnge(4):", "model.py:29: for", "rnge"),
     ],
 )
 def test_the_users_code_raises(lower, model, old, new, place, why):
