@@ -113,7 +113,7 @@ def any_grid(random: np.random.Generator, dtype: str, scale: float | None = None
     elif random.random() < 0.5:
         scale = 2.0 ** round(np.log2(scale))
     anywhere = int(random.integers(low, high + 1))
-    zero_point = int(random.choice([low, high, (low + high + 1) // 2, anywhere]))
+    zero_point = int(random.choice([low, high, (low + high + 1) // 2, anywhere, anywhere | 1]))
     return Grid(
         torch.tensor(scale, dtype=torch.float32), torch.tensor(zero_point, dtype=torch.int32), dtype
     )

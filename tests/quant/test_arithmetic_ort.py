@@ -129,6 +129,87 @@ def test_functions_of_two_values(
     assert torch.equal(ours(a, grid_a, b, grid_b, output_grid), theirs)
 
 
+def uint8_grid(scale: float, zero_point: int) -> Grid:
+    return Grid(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), "uint8")
+
+
+# Scales and zero points on which another order of roundings, or one rounding more, shows.
+HARD = [
+    ("Add", 0.265625, 240, 0.239215687, 216, 0.25, 181),
+    ("Add", 0.1171875, 147, 0.3125, 250, 0.270833343, 100),
+    ("Add", 0.234375, 29, 0.421875, 11, 0.763888896, 113),
+    ("Add", 0.1875, 210, 1.291666627, 161, 0.200000003, 112),
+    ("Mul", 0.037500001, 186, 0.46875, 129, 0.984375, 156),
+    ("Mul", 0.458333343, 169, 0.569444418, 99, 6.785879135, 153),
+]
+
+
+@pytest.mark.parametrize("spread", [True, False])
+@pytest.mark.parametrize(("op", "scale_a", "zero_a", "scale_b", "zero_b", "scale", "zero"), HARD)
+def test_order_of_roundings(
+    op: str, scale_a: float, zero_a: int, scale_b: float, zero_b: int,
+    scale: float, zero: int, spread: bool, tmp_path: Path,
+) -> None:  # fmt: skip
+    ours, ops = BINARY[op]
+    grid_a, grid_b = uint8_grid(scale_a, zero_a), uint8_grid(scale_b, zero_b)
+    output_grid = uint8_grid(scale, zero)
+    every = every_integer(grid_a)
+    a, b = every.repeat(256, 1), every.reshape(256, 1).repeat(1, 256 if spread else 1)
+    graph = Qdq()
+    y = graph.node(op, graph.activation(a, grid_a), graph.activation(b, grid_b))
+    theirs, ran = graph.run(graph.quantize(y, output_grid), "uint8", tmp_path)
+    assert ran == ops
+    assert torch.equal(ours(a, grid_a, b, grid_b, output_grid), theirs)
+    if not spread:
+        assert torch.equal(ours(b, grid_b, a, grid_a, output_grid), theirs)
+
+
+@pytest.mark.parametrize(
+    ("op", "scale", "zero"),
+    [("Sigmoid", 0.028366172686219215, 182), ("Sigmoid", 0.019533803686499596, 152),
+     ("Tanh", 0.07795447111129761, 53), ("Tanh", 0.012573303654789925, 248)],
+)  # fmt: skip
+def test_approximated_functions_where_they_round_apart(
+    op: str, scale: float, zero: int, tmp_path: Path
+) -> None:
+    grid = uint8_grid(scale, zero)
+    output_grid = uint8_grid(1 / 256, 0) if op == "Sigmoid" else uint8_grid(1 / 128, 128)
+    ours, exact = (ORT.sigmoid, torch.sigmoid) if op == "Sigmoid" else (ORT.tanh, torch.tanh)
+    q = every_integer(grid)
+    graph = Qdq()
+    y = graph.node(op, graph.activation(q, grid))
+    theirs, _ = graph.run(graph.quantize(y, output_grid), "uint8", tmp_path)
+    assert torch.equal(ours(q, grid, output_grid), theirs)
+    assert not torch.equal(ORT.lookup(q, grid, output_grid, exact), theirs)
+
+
+def test_global_average_pool_of_every_sum(tmp_path: Path) -> None:
+    grid, output_grid = uint8_grid(0.5, 0), uint8_grid(0.026470588520169258, 0)
+    sums = torch.arange(255 * 12 + 1, dtype=torch.int32).reshape(-1, 1)
+    q = (sums // 12 + (torch.arange(12) < sums % 12)).to(torch.int32).reshape(1, -1, 3, 4)
+    graph = Qdq()
+    y = graph.node("GlobalAveragePool", graph.activation(q, grid))
+    theirs, _ = graph.run(graph.quantize(y, output_grid), "uint8", tmp_path)
+    assert torch.equal(ORT.global_average_pool(q, grid, output_grid), theirs)
+
+
+@SEEDS
+def test_half_a_million_sums_requantized(seed: int, tmp_path: Path) -> None:
+    """Enough for the last bit of a multiplier to show."""
+    random = np.random.default_rng(seed)
+    grid = uint8_grid(float(random.uniform(0.004, 0.4)), int(random.integers(256)))
+    every = every_integer(grid)
+    q = torch.stack([every.repeat(256, 1), every.reshape(256, 1).repeat(1, 256)]).unsqueeze(0)
+    weight = torch.from_numpy(random.integers(-127, 128, (16, 2, 1, 1)))
+    scales = torch.from_numpy(random.uniform(0.001, 0.02, 16)).float()
+    weight_grid = Grid(scales, torch.zeros(16, dtype=torch.int32), "int8", 0)
+    output_grid = uint8_grid(float(grid.scale) * random.uniform(0.5, 2), int(random.integers(256)))
+    graph = Qdq()
+    y = graph.node("Conv", graph.activation(q, grid), graph.parameter(weight, weight_grid))
+    theirs, _ = graph.run(graph.quantize(y, output_grid), "uint8", tmp_path)
+    assert torch.equal(ORT.convolve(q, grid, weight, weight_grid, None, output_grid), theirs)
+
+
 @SEEDS
 def test_addition_of_a_channel_constant_does_not_depend_on_the_layout(
     seed: int, tmp_path: Path
@@ -319,6 +400,16 @@ def test_softmax(dim: int, dtype: str, seed: int, tmp_path: Path) -> None:
     theirs, ran = graph.run(graph.quantize(y, output_grid), dtype, tmp_path)
     assert ran == ["QLinearSoftmax"]
     assert torch.equal(ORT.softmax(q, grid, output_grid, dim), theirs)
+
+
+def test_softmax_of_one_value_overflows(tmp_path: Path) -> None:
+    grid = uint8_grid(0.1, 0)
+    q = torch.tensor([[3], [200]], dtype=torch.int32)
+    graph = Qdq()
+    y = graph.node("Softmax", graph.activation(q, grid), axis=1)
+    theirs, _ = graph.run(graph.quantize(y, uint8_grid(1 / 256, 0)), "uint8", tmp_path)
+    assert torch.equal(ORT.softmax(q, grid, uint8_grid(1 / 256, 0), 1), theirs)
+    assert theirs.tolist() == [[0], [0]]
 
 
 @SEEDS

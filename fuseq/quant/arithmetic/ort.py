@@ -217,7 +217,7 @@ def _corners(
     if align_corners and outputs > 1:
         position = position * (inputs - 1) / (outputs - 1)
     elif scale != 1:
-        position = (position + 0.5) / torch.tensor(scale, dtype=torch.float32) - 0.5
+        position = (position + 0.5) / scale - 0.5
     position = position.clamp(0, inputs - 1)
     first = position.to(torch.int32)
     second = (first + 1).clamp(max=inputs - 1)
