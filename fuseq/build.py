@@ -6,10 +6,11 @@ for the shape of its operands, and an op that cannot run is found at its own sou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -33,9 +34,11 @@ class Builder:
     """
 
     def __init__(self, names: Mapping[int, str], rules: Mapping[Any, Rule]) -> None:
-        """Args:
-        names: `id(tensor)` of each parameter and buffer -> its path in the model.
-        rules: call target -> spelling rule.
+        """Start an empty graph.
+
+        Args:
+            names: `id(tensor)` of each parameter and buffer -> its path in the model.
+            rules: call target -> spelling rule.
         """
         self.graph, self.root = fx.Graph(), nn.Module()
         self.source: SourceLocation | None = None
@@ -43,6 +46,7 @@ class Builder:
         self._names, self._rules = names, rules
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._examples: dict[fx.Node, Any] = {}
+        self._probes: dict[fx.Node, Any] = {}
         self._constants: dict[int, tuple[Tensor, fx.Node]] = {}
         self._sizes: dict[tuple[fx.Node, int], fx.Node] = {}
 
@@ -60,22 +64,39 @@ class Builder:
         """Shape at the example inputs."""
         return tuple(self.example(value).shape)
 
+    def fixed_size(self, value: Value, dim: int) -> int | None:
+        """One size, or None where it follows the size of the inputs."""
+        size, probe = self.shape(value)[dim], self._probe(value).shape[dim]
+        return size if size == probe else None
+
     def size(self, value: Value, dim: int) -> Value:
         """One size: a number where it is the model's (channels), a node where it is the input's."""
-        shape = self.shape(value)
-        dim %= len(shape)
-        if not isinstance(value, fx.Node) or (dim == 1 and len(shape) == 4) or len(shape) == 1:
-            return shape[dim]
+        dim %= len(self.shape(value))
+        fixed = self.fixed_size(value, dim)
+        if fixed is not None:
+            return fixed
         if (value, dim) not in self._sizes:
             self._sizes[value, dim] = self._node(ops.sym_size, (value, dim), {})
         return self._sizes[value, dim]
 
+    def sizes(self, value: Value) -> tuple[Value, ...]:
+        """All sizes, each as `size` gives it."""
+        return tuple(self.size(value, dim) for dim in range(len(self.shape(value))))
+
     # --- what rules build ---
 
-    def input(self, name: str, example: Tensor) -> fx.Node:
-        """A graph input."""
+    def input(self, name: str, example: Tensor, probe_shape: Sequence[int]) -> fx.Node:
+        """A graph input.
+
+        Args:
+            name: of the input.
+            example: its value at capture.
+            probe_shape: another shape the model takes; a size is the input's if it differs here.
+        """
         node = self.graph.placeholder(name)
-        return self._remember(node, self._fake.from_tensor(example, static_shapes=True))
+        with self._fake:
+            probe = torch.empty(tuple(probe_shape), dtype=example.dtype)
+        return self._remember(node, self._faked(example), probe)
 
     def tensor(self, value: Value) -> fx.Node:
         """A value as a node; a constant tensor becomes a `get_attr`."""
@@ -89,7 +110,8 @@ class Builder:
             else:
                 self.root.register_buffer(name, value.detach())
             node = self.graph.create_node("get_attr", name)
-            self._constants[id(value)] = (value, self._remember(node, self._faked(value)))
+            fake = self._faked(value)
+            self._constants[id(value)] = (value, self._remember(node, fake, fake))
         return self._constants[id(value)][1]
 
     def call(self, function: Callable[..., Any], *tensors: Value, **attributes: Any) -> fx.Node:
@@ -98,10 +120,9 @@ class Builder:
         return self._node(function, operands, attributes)
 
     def foreign(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """A call outside the vocabulary, as it is."""
-        lift = lambda v: self.tensor(v) if isinstance(v, Tensor) else v  # noqa: E731
-        args, kwargs = fx.node.map_aggregate(args, lift), fx.node.map_aggregate(kwargs, lift)
-        return self._node(target, args, kwargs)
+        """A call outside the vocabulary, as it is, except that it writes to a new tensor."""
+        kwargs.pop("inplace", None)
+        return self._node(_functional(target), self._lifted(args), self._lifted(kwargs))
 
     def shape_arithmetic(self, function: Callable[..., Any], a: Value, b: Value) -> Value:
         """Integer arithmetic on sizes: computed now if it can be, else a node."""
@@ -131,9 +152,7 @@ class Builder:
         node = self.graph.create_node(
             "call_module", path, (self.tensor(x),), {}, name=path.replace(".", "_")
         )
-        with self._fake, torch.no_grad():
-            example = module(self.example(self.tensor(x)))
-        return self._remember(node, example)
+        return self._run(node, module, (self.tensor(x),), {})
 
     def call_target(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
         """Any call the model makes: computed now if it depends on parameters only, else by rule."""
@@ -142,12 +161,15 @@ class Builder:
             with torch.no_grad():
                 return function(*(args[1:] if isinstance(target, str) else args), **kwargs)
         rule = self._rules.get(target)
-        return rule(self, *args, **kwargs) if rule else self.foreign(target, *args, **kwargs)
+        if rule is None:
+            return self.foreign(target, *args, **kwargs)
+        kwargs = {_TORCH_NAMES.get(name, name): value for name, value in kwargs.items()}
+        first = (kwargs.pop("input"),) if "input" in kwargs else ()
+        return rule(self, *first, *args, **kwargs)
 
     def finish(self, result: Any) -> fx.GraphModule:
         """Close the graph with its output (a node or nested containers of nodes)."""
-        lift = lambda v: self.tensor(v) if isinstance(v, Tensor) else v  # noqa: E731
-        self.graph.output(fx.node.map_aggregate(result, lift))
+        self.graph.output(self._lifted(result))
         self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph)
@@ -161,22 +183,44 @@ class Builder:
             return float(value)
         return self.tensor(value)
 
+    def _lifted(self, values: Any) -> Any:
+        """Nested containers of values, with constant tensors as nodes."""
+        return fx.node.map_aggregate(
+            values, lambda v: self.tensor(v) if isinstance(v, Tensor) else v
+        )
+
     def _node(self, target: Any, args: Any, kwargs: Any) -> fx.Node:
         op = "call_method" if isinstance(target, str) else "call_function"
         node = self.graph.create_node(op, target, args, kwargs, name=ops.FUNCTIONS.get(target))
-        args, kwargs = (fx.node.map_arg(v, self.example) for v in (args, kwargs))
-        function = getattr(args[0], target) if isinstance(target, str) else target
-        with self._fake, torch.no_grad():
-            return self._remember(
-                node, function(*(args[1:] if op == "call_method" else args), **kwargs)
-            )
+        if not isinstance(target, str):
+            return self._run(node, target, args, kwargs)
+        return self._run(
+            node, lambda x, *rest, **named: getattr(x, target)(*rest, **named), args, kwargs
+        )
 
-    def _remember(self, node: fx.Node, example: Any) -> fx.Node:
-        self._examples[node] = example
+    def _run(self, node: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> fx.Node:
+        """Give a node its example and its probe, by running it on fake tensors."""
+        with self._fake, torch.no_grad():
+            example = function(
+                *fx.node.map_arg(args, self.example), **fx.node.map_arg(kwargs, self.example)
+            )
+            try:
+                probe = function(
+                    *fx.node.map_arg(args, self._probe), **fx.node.map_arg(kwargs, self._probe)
+                )
+            except Exception:  # the recording holds at the captured size only
+                probe = example
+        return self._remember(node, example, probe)
+
+    def _remember(self, node: fx.Node, example: Any, probe: Any) -> fx.Node:
+        self._examples[node], self._probes[node] = example, probe
         if isinstance(example, Tensor):
             node.meta["shape"], node.meta["dtype"] = tuple(example.shape), example.dtype
         node.meta["source"], node.meta["scope"] = self.source, self.scope
         return node
+
+    def _probe(self, value: Value) -> Any:
+        return self._probes[value] if isinstance(value, fx.Node) else value
 
     def _faked(self, tensor: Tensor) -> Any:
         return self._fake.from_tensor(tensor.detach(), static_shapes=True)
@@ -201,7 +245,29 @@ class Builder:
         return f"{owner}.{unique}" if owner else unique
 
 
+_TORCH_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+"""NumPy's names of arguments, which torch takes too."""
+
+
 def _mentions_node(value: Any) -> bool:
     found: list[fx.Node] = []
-    fx.node.map_arg(value, lambda node: found.append(node) or node)
+    fx.node.map_arg(value, found.append)
     return bool(found)
+
+
+def _functional(target: Any) -> Any:
+    """The call that returns what an in-place call writes.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    if isinstance(target, torch._ops.OpOverload):
+        in_place = target._schema.is_mutable
+    if not in_place:
+        return target
+    home = Tensor if isinstance(target, str) else F if hasattr(F, name) else torch
+    if isinstance(target, torch._ops.OpOverload) or not hasattr(home, name[:-1]):
+        raise ValueError(f"`{name}` writes in place")
+    return name[:-1] if isinstance(target, str) else getattr(home, name[:-1])

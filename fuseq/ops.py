@@ -157,7 +157,7 @@ def name_of(program: Program, node: fx.Node) -> str:
     if node.op == "call_module":
         return MODULES.get(type(program.get(node)), f"foreign:{type(program.get(node)).__name__}")
     if node.target in FUNCTIONS:
-        return FUNCTIONS[node.target]  # type: ignore[index]
+        return FUNCTIONS[node.target]
     if node.target in SHAPE_ARITHMETIC:
         return "shape"
     return f"foreign:{node.target if isinstance(node.target, str) else _spelled(node.target)}"

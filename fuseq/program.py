@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
     from fuseq.quant.table import QuantizationTable
@@ -101,10 +102,8 @@ class Program:
 
     def outputs(self) -> list[fx.Node]:
         """Nodes whose values are the outputs, in the order of `output_names`."""
-        found: list[fx.Node] = []
         last = next(node for node in reversed(self.graph.nodes) if node.op == "output")
-        fx.node.map_arg(last.args, lambda node: found.append(node) or node)
-        return found
+        return [leaf for leaf in pytree.tree_leaves(last.args) if isinstance(leaf, fx.Node)]
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Run the program. A quantized one runs in integers, with its profile's arithmetic."""

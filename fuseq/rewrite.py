@@ -11,7 +11,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 
@@ -81,7 +81,9 @@ class Pass(ABC):
 
     def spelled(self) -> str:
         """Name and the options that differ from their defaults: `fuse-affine{cost=macs}`."""
-        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        fields: tuple[dataclasses.Field[Any], ...] = ()
+        if dataclasses.is_dataclass(self):
+            fields = dataclasses.fields(self)
         changed = [
             f"{f.name}={getattr(self, f.name)}"
             for f in fields
@@ -203,7 +205,7 @@ def _same_interface(step: Pass, before: Program, after: Program) -> None:
 
 
 def _prove(step: Pass, program: Program) -> float | None:
-    """Largest relative difference the pass makes on perturbed twins; raises if it breaks its promise."""
+    """Largest relative difference the pass makes on perturbed twins; FQ301 if too large."""
     match step.promise:
         case NewFunction():
             return None

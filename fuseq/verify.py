@@ -72,10 +72,10 @@ def perturb(program: Program, seed: int = 0) -> None:
         for module in program.module.modules():
             for tensor in module.parameters(recurse=False):
                 if isinstance(module, norms) and tensor is module.weight:
-                    tensor *= 1 + 0.5 * noise(tensor).tanh()
+                    tensor.mul_(1 + 0.5 * noise(tensor).tanh())
                 elif tensor.is_floating_point():
                     spread = tensor.std(correction=0) if tensor.numel() > 1 else tensor.abs()
-                    tensor += (0.1 * spread + 0.01) * noise(tensor)
+                    tensor.add_((0.1 * spread + 0.01) * noise(tensor))
 
 
 def probe_inputs(program: Program, seed: int = 0) -> list[tuple[Tensor, ...]]:

@@ -1,0 +1,262 @@
+"""The two front ends: `torch.fx` symbolic tracing and `torch.export`, each replayed by rule.
+
+A front end records what a model calls. The recording is visited node by node, and each call is
+handed to the spelling rules, so that both end in the same vocabulary. Both corrupt the module they
+trace: give them a copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import OutputKind
+from torch.utils import _pytree as pytree
+
+from fuseq.aliasing import stale_read
+from fuseq.build import Builder, Value
+from fuseq.errors import FuseqError
+from fuseq.program import Origin, Program
+from fuseq.source_lines import raising_line, recorded_line
+from fuseq.spelling import RULES
+
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm.forward,
+    nn.SyncBatchNorm.forward,
+    nn.modules.instancenorm._InstanceNorm.forward,
+)
+"""What fx cannot look into: they branch on the shape. Subclasses with the same forward count."""
+
+
+def record(
+    front_end: str, model: nn.Module, inputs: tuple[Tensor, ...], probes: Sequence[tuple[int, ...]]
+) -> Program:
+    """Record a model and spell the recording canonically.
+
+    Args:
+        front_end: "fx" or "export".
+        model: a copy that may be corrupted.
+        inputs: example inputs.
+        probes: other shapes of the inputs that the model takes; sizes that differ there are free.
+
+    Raises:
+        FuseqError: FQ101 if the front end cannot record the model, FQ104 if its recording would
+            compute something else.
+    """
+    if front_end == "fx":
+        return _from_fx(model, inputs, probes)
+    return _from_export(model, inputs, probes)
+
+
+# --- torch.fx -----------------------------------------------------------------------------------
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.record_stack_traces = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m).forward in _NORMS
+
+
+def _from_fx(
+    model: nn.Module, inputs: tuple[Tensor, ...], probes: Sequence[tuple[int, ...]]
+) -> Program:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    extra = {p.name: p.default for p in parameters[len(inputs) :] if p.default is not p.empty}
+    try:
+        graph = _Tracer().trace(model, concrete_args=extra)
+    except Exception as error:
+        raise _cannot_capture("torch.fx", error) from error
+    stale = stale_read(graph)
+    if stale:
+        raise _stale_read(*stale)
+    state = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    build = Builder({id(tensor): name for name, tensor in state.items()}, RULES)
+    names = _argument_names(model, len(inputs))
+    waiting = list(zip(names, inputs, probes, strict=True))
+
+    def visit(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+        if node.op == "placeholder":
+            return build.input(*waiting.pop(0)) if waiting else extra.get(str(node.target))
+        if node.op == "get_attr":
+            value: Any = model
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            return value
+        if node.op == "call_module":
+            return _norm(build, model.get_submodule(str(node.target)), *args, **kwargs)
+        return build.call_target(node.target, args, kwargs)
+
+    return _finish(build, _replay(graph, build, visit), names, inputs)
+
+
+def _norm(build: Builder, norm: Any, input: Value) -> Value:
+    """A leaf, as its functional call in eval."""
+    statistics = (norm.running_mean, norm.running_var)
+    if isinstance(norm, nn.modules.instancenorm._InstanceNorm):
+        rule, own = RULES[F.instance_norm], statistics[0] is None
+    else:
+        rule, own = RULES[F.batch_norm], False
+    return rule(build, input, *statistics, norm.weight, norm.bias, own, eps=norm.eps)
+
+
+# --- torch.export -------------------------------------------------------------------------------
+
+
+def _from_export(
+    model: nn.Module, inputs: tuple[Tensor, ...], probes: Sequence[tuple[int, ...]]
+) -> Program:
+    exported = _run_export(model, inputs)
+    signature, graph = exported.graph_signature, exported.graph_module.graph
+    held: dict[str, Any] = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    state = {**exported.constants, **exported.state_dict}
+    build = Builder({id(tensor): name for name, tensor in state.items()}, RULES)
+    names = _argument_names(model, len(inputs))
+    waiting = list(zip(names, inputs, probes, strict=True))
+
+    def visit(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+        if node.op == "placeholder":
+            return state[held[node.name]] if node.name in held else build.input(*waiting.pop(0))
+        if node.op == "get_attr":
+            return getattr(exported.graph_module, str(node.target))
+        if "assert" in str(node.target) or "sym_constrain" in str(node.target):
+            return None
+        return build.call_target(node.target, args, kwargs)
+
+    results = _replay(graph, build, visit)
+    # What the model wrote into its inputs and buffers comes first; only what it returns counts.
+    returned = [
+        value
+        for spec, value in zip(signature.output_specs, results, strict=True)
+        if spec.kind is OutputKind.USER_OUTPUT
+    ]
+    assert exported.call_spec.out_spec is not None
+    result = pytree.tree_unflatten(returned, exported.call_spec.out_spec)
+    return _finish(build, result, names, inputs)
+
+
+def _run_export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """Export with free sizes if the model allows it, else at the example inputs' sizes."""
+    if all(x.dim() > 1 for x in inputs):
+        auto = torch.export.Dim.AUTO
+        # A size of one would be baked in, so a batch of two is recorded.
+        pairs = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)
+        free = tuple({0: auto, 2: auto, 3: auto} if x.dim() == 4 else {0: auto} for x in inputs)
+        with contextlib.suppress(Exception):
+            return _exported(copy.deepcopy(model), pairs, _per_argument(model, free))
+    try:
+        return _exported(model, inputs, None)
+    except Exception as error:
+        raise _cannot_capture("torch.export", error) from error
+
+
+def _exported(
+    model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings(), torch.no_grad(), _quiet("torch"):
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes, strict=False)
+        functional: torch.export.ExportedProgram = exported.run_decompositions({})
+    return functional
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a library's log off the terminal: what it says comes back as the exception."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _per_argument(model: nn.Module, dynamic: tuple[Any, ...]) -> Any:
+    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    return (dynamic,) if kinds[:1] == [inspect.Parameter.VAR_POSITIONAL] else dynamic
+
+
+# --- both ---------------------------------------------------------------------------------------
+
+
+def _replay(
+    graph: fx.Graph,
+    build: Builder,
+    visit: Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Value],
+) -> Any:
+    """Visit a recorded graph in order; returns the recorded output with canonical values."""
+    values: dict[fx.Node, Value] = {}
+    for node in graph.nodes:
+        build.source, build.scope = recorded_line(node), _scope(node)
+        args, kwargs = (fx.node.map_arg(v, values.__getitem__) for v in (node.args, node.kwargs))
+        if node.op == "output":
+            return args[0]
+        try:
+            values[node] = visit(node, args, kwargs)
+        except Exception as error:
+            raise FuseqError(
+                "FQ101",
+                f"cannot take `{node.name}` into the graph: {error}",
+                where=str(build.source or build.scope or node.name),
+                fix="rewrite this line with plain tensor operations",
+            ) from error
+    raise AssertionError("a recorded graph has an output")
+
+
+def _scope(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values() if isinstance(entry, tuple)]
+    return re.sub(r"^L\['self'\]\.?", "", str(paths[-1])) if paths else ""
+
+
+def _finish(
+    build: Builder, result: Any, names: Sequence[str], inputs: tuple[Tensor, ...]
+) -> Program:
+    program = Program(build.finish(result), inputs, Origin(nn.Module(), ""), tuple(names), ())
+    count = len(program.outputs())
+    program.output_names = ("output",) if count == 1 else tuple(f"output_{i}" for i in range(count))
+    return program
+
+
+def _argument_names(model: nn.Module, count: int) -> tuple[str, ...]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+    return tuple(named[i] if i < len(named) else f"input_{i}" for i in range(count))
+
+
+def _cannot_capture(front_end: str, error: Exception) -> FuseqError:
+    location = raising_line(error)
+    return FuseqError(
+        "FQ101",
+        f"{front_end} cannot record the model: {str(error).strip().splitlines()[0]}",
+        where=f"{location}: {location.code}" if location else None,
+        why="the graph must be the same for every input value",
+        fix="compute the condition from shapes or attributes, not from tensor values",
+    )
+
+
+def _stale_read(write: fx.Node, read: fx.Node) -> FuseqError:
+    at, later = recorded_line(write), recorded_line(read)
+    return FuseqError(
+        "FQ104",
+        "a value is written in place and read again afterwards",
+        where=f"{at}: {at.code}" if at else f"`{write.name}`",
+        why=f"torch.fx records the old value for the read at {later or read.name}",
+        fix="write it out of place, or use the export front end",
+    )
