@@ -125,3 +125,7 @@ def integers(random: np.random.Generator, shape: tuple[int, ...], grid: Grid) ->
 
 def every_integer(grid: Grid) -> Tensor:
     return torch.arange(grid.qmin, grid.qmax + 1, dtype=torch.int32)
+
+
+def uint8_grid(scale: float, zero_point: int) -> Grid:
+    return Grid(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), "uint8")
