@@ -57,13 +57,7 @@ def fuse(
     program = Pipeline(tracked(steps, progress), prove).run(before)
     error64, error32 = fusion_error(before, program, steps)
     program.report = {
-        "ops": {
-            "conv_before": ops.count(before, "conv2d"),
-            "conv_after": ops.count(program, "conv2d"),
-            "bn_before": ops.count(before, "batch_norm", "batch_norm1d"),
-            "bn_after": ops.count(program, "batch_norm", "batch_norm1d"),
-        },
-        "parameters": {"before": _parameters(before), "after": _parameters(program)},
+        **structure_counts(before, program),
         "capture": before.origin.front_end,
         "notes": list(before.origin.notes),
         "max_rel_error_f64": error64,
@@ -168,6 +162,19 @@ def fusion_error(before: Program, after: Program, steps: Sequence[Pass]) -> tupl
         pairs = zip(actual, expected, strict=True)
         worst = max(worst, *(float((a - b).abs().max()) for a, b in pairs))
     return error64, worst
+
+
+def structure_counts(before: Program, after: Program) -> dict[str, dict[str, int]]:
+    """Convolutions, batch norms and parameters, before and after."""
+    return {
+        "ops": {
+            "conv_before": ops.count(before, "conv2d"),
+            "conv_after": ops.count(after, "conv2d"),
+            "bn_before": ops.count(before, "batch_norm", "batch_norm1d"),
+            "bn_after": ops.count(after, "batch_norm", "batch_norm1d"),
+        },
+        "parameters": {"before": _parameters(before), "after": _parameters(after)},
+    }
 
 
 def _parameters(program: Program) -> int:

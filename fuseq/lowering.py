@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fuseq import plugins
-from fuseq.api import Progress, captured, tracked
+from fuseq.api import Progress, captured, structure_counts, tracked
 from fuseq.backend import Backend
 from fuseq.bundle import Bundle, require_writable, staged, write_manifest
 from fuseq.equivalence.lowered import check_lowered
@@ -121,7 +121,7 @@ def lower(
             )
         _write_golden(program, stage / "golden.npz")
         kinds["golden.npz"] = "golden"
-        content = _content(program, target, data, result)
+        content = _content(start, program, target, data, result)
         manifest = write_manifest(stage, kinds, content)
     return Bundle(out, manifest, result)
 
@@ -173,7 +173,11 @@ def _outputs(program: Program) -> list[Tensor]:
 
 
 def _content(
-    program: Program, target: Backend, data: Calibration | None, result: CheckResult | None
+    start: Program,
+    program: Program,
+    target: Backend,
+    data: Calibration | None,
+    result: CheckResult | None,
 ) -> dict[str, Any]:
     """What the manifest says beyond its files. Measured floats stay out: they are not bytes."""
     islands = [
@@ -183,6 +187,7 @@ def _content(
         for name in getattr(d, "islands", ())
     ]
     return {
+        **structure_counts(start, program),
         "backend": target.name,
         "capture": program.origin.front_end,
         "notes": list(program.origin.notes),

@@ -15,6 +15,10 @@ import numpy.typing as npt
 
 from fuseq.equivalence.result import Check
 
+FLOAT32_FORMS = 1e-5
+"""Allowed relative difference of two float32 forms of one function, where no float64 truth is at
+hand to derive a bound from: 80 roundings of 2^-24, relative to the largest output."""
+
 Arrays: TypeAlias = Sequence[npt.NDArray[np.generic]]
 
 

@@ -8,14 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from fuseq.bundle import Bundle, read_bundle
-from fuseq.equivalence.compare import exact, fidelity, parity
+from fuseq.equivalence.compare import FLOAT32_FORMS, exact, fidelity, parity
 from fuseq.equivalence.result import Check, CheckResult, Divergence
 from fuseq.equivalence.sides import Side, side_of
 from fuseq.errors import FuseqError
-
-FLOAT32_FORMS = 1e-5
-"""Allowed relative difference of two float32 forms of one function, where no float64 truth is at
-hand to derive a bound from: 80 roundings of 2^-24 relative to the largest output."""
 
 
 def check(
