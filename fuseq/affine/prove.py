@@ -38,8 +38,8 @@ class Certificate:
         source: `file:line` of the value it computes, or the empty string.
         rules: operations and exactness rules that were used.
         residual: largest `max |error| / max |output|` of the float64 check.
-        validity: "all sizes" (at which no crop leaves an empty map), or the only height and
-            width the fusion holds for.
+        validity: "all sizes" (that leave something of each cropped map), or the only height
+            and width the fusion holds for.
         macs_before: multiply-accumulates at the captured size.
         macs_after: the same, fused.
         parameters_before: trainable numbers.
