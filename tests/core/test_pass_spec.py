@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 import fuseq
-from fuseq import pass_spec
+from fuseq import plugins
 from fuseq.errors import FuseqError
 from fuseq.pass_spec import parse_backend, parse_passes
 
@@ -32,9 +32,9 @@ class Sample(fuseq.Pass):
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
-    load = pass_spec.plugins.load
+    load = plugins.load
     chosen = lambda kind, name: Sample if name == "sample" else load(kind, name)  # noqa: E731
-    monkeypatch.setattr(pass_spec.plugins, "load", chosen)
+    monkeypatch.setattr(plugins, "load", chosen)
 
 
 @pytest.mark.parametrize(
