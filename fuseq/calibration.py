@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fuseq.errors import FuseqError
@@ -139,24 +140,41 @@ def _folder(path: Path, target: Target, limit: int) -> CalibrationSource:
     return CalibrationSource(f"{path.resolve().name} ({how})", lambda: map(read, files), limit)
 
 
-def _arrays(path: Path, target: Target, limit: int) -> CalibrationSource:
+def read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Float arrays of a `.npz` file by name, in its order.
+
+    Raises:
+        FuseqError: FQ006 if it cannot be read or holds something else.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError) as error:
-        raise FuseqError("FQ006", f"cannot read '{path}'", why=str(error)) from error
-    count = len(target.example_inputs)
+        raise FuseqError(
+            "FQ006", f"cannot read '{path}'", why=str(error), fix="write it with np.savez"
+        ) from error
+    for name, array in arrays.items():
+        if not np.issubdtype(array.dtype, np.floating):
+            raise FuseqError(
+                "FQ006",
+                f"'{name}' in '{path}' is {array.dtype}, not float",
+                fix="store what the model takes: preprocessed float32 arrays",
+            )
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def _arrays(path: Path, target: Target, limit: int) -> CalibrationSource:
+    arrays, count = read_arrays(path), len(target.example_inputs)
     lengths = {len(array) if array.ndim else 0 for array in arrays.values()}
-    floating = all(np.issubdtype(array.dtype, np.floating) for array in arrays.values())
-    if len(arrays) != count or len(lengths) != 1 or not floating:
-        held = ", ".join(f"{n} {a.dtype}{list(a.shape)}" for n, a in arrays.items())
+    if len(arrays) != count or len(lengths) != 1:
+        held = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
         raise FuseqError(
             "FQ006",
-            f"'{path}' does not hold one float array for each of {count} inputs",
+            f"'{path}' does not hold one array for each of {count} inputs, with equal lengths",
             why=f"it holds {held or 'nothing'}",
-            fix="np.savez(FILE, x=float32 array whose first axis counts the samples)",
+            fix="np.savez(FILE, x=array), its first axis counting the samples",
         )
-    tensors = [torch.from_numpy(array.astype(np.float32)) for array in arrays.values()]
+    tensors = [torch.from_numpy(array) for array in arrays.values()]
     return CalibrationSource(
         path.name, lambda: zip(*(torch.split(t, 1) for t in tensors), strict=True), limit
     )

@@ -177,6 +177,15 @@ def check(
     candidate: Annotated[
         str | None, typer.Argument(help="The same; none for a bundle, which is checked in itself.")
     ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .npz with one array for each input.")
+    ] = None,
+    max_rel: Annotated[
+        float | None, typer.Option(min=0.0, help="Gate of float against float.")
+    ] = None,
+    min_sqnr_db: Annotated[
+        float | None, typer.Option(help="Gate of float against int8; without it only shown.")
+    ] = None,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Name the first node that differs.")
     ] = False,
@@ -192,7 +201,11 @@ def check(
         from fuseq.cli import models
 
         return models.check(
-            models.Source(reference, tuple(arg), tuple(input), weights), candidate, bisect
+            models.Source(reference, tuple(arg), tuple(input), weights),
+            candidate,
+            inputs=inputs,
+            gates={"max_rel": max_rel, "min_sqnr_db": min_sqnr_db},
+            bisect=bisect,
         )
 
     answer("check", work, as_json=json, debug=debug)

@@ -17,7 +17,7 @@ import fuseq
 from fuseq.affine.prove import Certificate
 from fuseq.affine.refusal import Refusal
 from fuseq.bundle import MANIFEST, require_writable
-from fuseq.calibration import load_calibration
+from fuseq.calibration import load_calibration, read_arrays
 from fuseq.cli.progress import progress
 from fuseq.cli.streams import Result, message
 from fuseq.cli.tables import table
@@ -142,9 +142,23 @@ def fuse(source: Source, *, passes: str | None, explain: bool, quiet: bool) -> R
     return Result(document, Group(*shown))
 
 
-def check(source: Source, candidate: str | None, bisect: bool) -> Result:
-    """`fuseq check`."""
-    result = fuseq.check(_side(source), candidate and _side(replace(source, target=candidate)))
+def check(
+    source: Source,
+    candidate: str | None,
+    *,
+    inputs: Path | None,
+    gates: Mapping[str, float | None],
+    bisect: bool,
+) -> Result:
+    """`fuseq check`; gates that are None keep the default of `fuseq.check`."""
+    result = fuseq.check(
+        _side(source),
+        _side(replace(source, target=candidate)) if candidate else None,
+        [tuple(read_arrays(inputs).values())] if inputs else None,
+        **{name: value for name, value in gates.items() if value is not None},
+    )
+    if not result.checks:
+        result.raise_for_status()
     first = result.first_divergence
     shown: list[RenderableType] = [_checks(result)]
     if bisect and first is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import traceback
@@ -92,8 +93,18 @@ def _fields(error: FuseqError) -> dict[str, str | None]:
 
 
 def _print_document(command: str, document: Mapping[str, Any]) -> None:
-    json.dump({"schema": SCHEMA, "command": command, **document}, sys.stdout, indent=2)
+    whole = _finite({"schema": SCHEMA, "command": command, **document})
+    json.dump(whole, sys.stdout, indent=2, allow_nan=False)
     print()
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have, such as the SQNR of equal outputs."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def message(text: RenderableType) -> None:

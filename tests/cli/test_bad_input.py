@@ -260,6 +260,23 @@ def test_nothing_is_a_usage_error(run):
     assert run("inspect", "nowhere.onnx").code == "FQ013"
 
 
+def test_files_that_are_no_models(run, model, tmp_path):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"not a model")
+    assert run("inspect", broken).code == "FQ013"
+    assert run("check", model, broken).code == "FQ013"
+    (tmp_path / "fuseq.json").write_text("{}")
+    assert run("inspect", tmp_path).code == "FQ013"
+    assert run("check", model, tmp_path / "nowhere.bin").code == "FQ001"
+
+
+def test_models_with_nothing_in_common(run, model, tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text(model.read_text().replace("self.head(y * 1.0)", "self.head(y), y"))
+    answer = run("check", model, other)
+    assert (answer.status, answer.code) == (2, "FQ009")
+
+
 # --- in a process of its own --------------------------------------------------------------------
 
 

@@ -98,6 +98,22 @@ def test_check_fails_on_another_function(run, model, tmp_path):
     answer = run("check", other, out / "model.fp32.onnx", "--json")
     assert answer.status == 1
     assert answer.document["passed"] is False
+    assert run("check", other, out / "model.fp32.onnx", "--max-rel", 0.1).status == 0
+
+
+def test_check_holds_int8_to_a_gate_on_given_inputs(run, model, tmp_path):
+    out = tmp_path / "bundle"
+    assert run("lower", model, "-b", "onnx", "-o", out, "-q").status == 0
+    inputs = tmp_path / "inputs.npz"
+    np.savez(inputs, x=np.random.default_rng(0).random((1, 3, 24, 40), dtype=np.float32))
+    for limit, status in ((10, 0), (90, 1)):
+        answer = run("check", model, out, "--inputs", inputs, "--min-sqnr-db", limit, "--json")
+        assert answer.status == status, answer.stderr
+        (check,) = answer.document["checks"]
+        assert check["class"] == "fidelity"
+        assert 20 < check["metrics"]["sqnr_db"] < 60
+    same = run("check", model, model, "--json")
+    assert (same.status, same.document["checks"][0]["metrics"]["max_abs"]) == (0, 0)
 
 
 def test_inspect_a_model(run, model):
