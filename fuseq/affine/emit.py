@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fuseq.affine.form import Axis, LinForm, group_start
+from fuseq.affine.axis import Axis
+from fuseq.affine.form import LinForm
+from fuseq.affine.kernel import group_start
 
 
 @dataclass(frozen=True)

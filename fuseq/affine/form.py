@@ -6,15 +6,9 @@ per output channel o and position i (two axes, treated alike),
     v[o, i] = sum over c, r of  K[o, c, r] * x[c, s*i + r]  +  bias[o],
     i = 0 .. floor((H + a) / s)
 
-with stride s, extent a, and taps r: a finite set of offsets for each axis. A convolution of kernel
-size k, dilation d and padding (p, q) has taps d*j - p and a = p + q - d*(k-1) - 1; the identity
-has the one tap 0 and a = -1. Padding, cropping and striding are the one-tap cases, so all spatial
-operations are one: composition. Applying (s2, a2, taps q) to (s1, a1, taps r) gives
-
-    stride s1*s2,    taps s1*q + r,    extent a1 + s1*(a2 + 1),
-
-the last because nested floors compose. Extents are attributes, not sizes: forms with equal stride
-and equal extent have equal sizes for every H.
+with stride s, extent a, and taps r: a finite set of offsets for each axis (`axis` has the algebra
+of these three). Batch norm, scale, sum, difference, concatenation and channel slices act on K and
+bias alone; convolution, average pooling, padding, cropping and striding compose.
 
 Composition reads v outside its map as zero. Two rules say when that is what the formula gives:
 
@@ -37,71 +31,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fuseq.affine.axis import IDENTITY, Axis
+from fuseq.affine.border import Border, border_bias, same
+from fuseq.affine.kernel import Axes, gathered, group_start, shifted, spread
 from fuseq.affine.refusal import RefusedError
 
 Kernel = Callable[[], Tensor]
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One spatial axis of a form.
-
-    Attributes:
-        stride: step in the root for one step in the value; positive.
-        extent: `a` in `size = floor((H + a) / stride) + 1`.
-        taps: offsets that are read, ascending.
-    """
-
-    stride: int
-    extent: int
-    taps: tuple[int, ...]
-
-    @staticmethod
-    def window(
-        kernel: int, *, stride: int = 1, before: int = 0, after: int = 0, dilation: int = 1
-    ) -> Axis:
-        """Axis of a convolution that pads by `before` and `after` (negative: crops)."""
-        taps = tuple(dilation * j - before for j in range(kernel))
-        return Axis(stride, before + after - dilation * (kernel - 1) - 1, taps)
-
-    def size(self, root_size: int) -> int:
-        """Size of the value for a size of the root."""
-        return (root_size + self.extent) // self.stride + 1
-
-    def then(self, outer: Axis) -> Axis:
-        """Axis of `outer` applied to a value of this axis."""
-        taps = sorted({self.stride * q + r for q in outer.taps for r in self.taps})
-        extent = self.extent + self.stride * (outer.extent + 1)
-        return Axis(self.stride * outer.stride, extent, tuple(taps))
-
-    def reads_before(self) -> int:
-        """Number of positions before the map that are read."""
-        return max(0, -self.taps[0])
-
-    def reads_after(self) -> int:
-        """Largest number of positions after the map that are read, over all sizes."""
-        return max(0, self.taps[-1] + self.extent + 1)
-
-
-IDENTITY = Axis.window(1)
-
 PADDING_RULES = frozenset({"ring rule", "bias rule"})
-
-
-@dataclass(frozen=True)
-class Border:
-    """A constant frame around a map, while it differs from the map's bias.
-
-    Attributes:
-        widths: of the frame: top, bottom, left, right.
-        values: float64 `(3, 3, channels)`: (top, middle, bottom) x (left, middle, right); the
-            middle is the map's own bias.
-        rounding: relative rounding of the least precise constant written so far.
-    """
-
-    widths: tuple[int, int, int, int]
-    values: Tensor
-    rounding: float
 
 
 @dataclass(frozen=True)
@@ -123,7 +61,7 @@ class LinForm:
     """
 
     in_channels: int
-    axes: tuple[Axis, Axis]
+    axes: Axes
     low: Tensor
     high: Tensor
     bias: Tensor
@@ -177,7 +115,7 @@ class LinForm:
         Returns:
             float64 `(channels, width, taps, taps)`.
         """
-        return _shifted(self.kernel(), self.low, first, width)
+        return shifted(self.kernel(), self.low, first, width)
 
     # --- channels one by one ---
 
@@ -233,7 +171,10 @@ class LinForm:
             high=high,
             bias=self.bias + other.bias,
             kernel=cache(
-                lambda: _spread(self, axes, low, width) + _spread(other, axes, low, width)
+                lambda: (
+                    spread(self.dense(low, width), self.axes, axes)
+                    + spread(other.dense(low, width), other.axes, axes)
+                )
             ),
             rules=rules,
             rounding=max(self.rounding, other.rounding),
@@ -255,16 +196,16 @@ class LinForm:
             low=low,
             high=high,
             bias=torch.cat([f.bias for f in forms]),
-            kernel=cache(lambda: torch.cat([_spread(f, axes, f.low, width) for f in forms])),
+            kernel=cache(
+                lambda: torch.cat([spread(f.dense(f.low, width), f.axes, axes) for f in forms])
+            ),
             rules=rules,
             rounding=max(f.rounding for f in forms),
         )
 
     # --- space ---
 
-    def convolved(
-        self, weight: Tensor, bias: Tensor | None, groups: int, axes: tuple[Axis, Axis]
-    ) -> LinForm:
+    def convolved(self, weight: Tensor, bias: Tensor | None, groups: int, axes: Axes) -> LinForm:
         """Composition with a convolution that zero-pads.
 
         Args:
@@ -277,8 +218,8 @@ class LinForm:
             RefusedError: ring, border-bias.
         """
         padded = self._reads_outside(axes)
-        if padded and not _same(self.bias, torch.zeros_like(self.bias), 0.0):
-            raise _border_bias(self.bias, torch.zeros_like(self.bias))
+        if padded and not same(self.bias, torch.zeros_like(self.bias), 0.0):
+            raise border_bias(self.bias, torch.zeros_like(self.bias))
         outputs = len(weight)
         low, high, first = (
             t.repeat_interleave(n)
@@ -305,7 +246,7 @@ class LinForm:
             product = outer.transpose(2, 3).flatten(1, 2) @ inner
             sizes = [len(axis.taps) for axis in (*axes, *self.axes)]
             split = product.view(outputs, *sizes[:2], width, *sizes[2:])
-            return _gathered(split, axes, self.axes, joint)
+            return gathered(split, axes, self.axes, joint)
 
         return replace(
             self,
@@ -317,9 +258,7 @@ class LinForm:
             rules=self._rules(padded),
         )
 
-    def padded(
-        self, axes: tuple[Axis, Axis], value: Tensor | float, *, framed: bool = False
-    ) -> LinForm:
+    def padded(self, axes: Axes, value: Tensor | float, *, framed: bool = False) -> LinForm:
         """Padding with a constant, cropping or striding.
 
         Args:
@@ -333,10 +272,10 @@ class LinForm:
         constant = torch.as_tensor(value, dtype=torch.float64).expand(self.channels)
         padded = self._reads_outside(axes)
         border = None
-        if padded and not _same(self.bias, constant, 0.0):
+        if padded and not same(self.bias, constant, 0.0):
             if not framed:
-                raise _border_bias(self.bias, constant)
-            border = _frame(axes, self.bias, constant)
+                raise border_bias(self.bias, constant)
+            border = Border.around(self.bias, constant, axes)
         return replace(
             self,
             axes=(self.axes[0].then(axes[0]), self.axes[1].then(axes[1])),
@@ -359,24 +298,19 @@ class LinForm:
         Raises:
             RefusedError: layout if anything but one side of the frame is written.
         """
-        side = 2 * (dim - 2)
-        widths = self.border.widths if self.border else (0, 0, 0, 0)
-        before, after = widths[side], widths[side + 1]
-        if self.border and before and (start, end) == (0, before):
-            row = 0
-        elif self.border and after and (start, end) == (-after, None):
-            row = 2
-        else:
-            raise RefusedError("layout", "a constant is written over more than one padded border")
-        values = self.border.values.clone()
-        values[(row,) if dim == 2 else (slice(None), row)] = value
-        rounding = max(rounding, self.border.rounding)
-        if _same(self.bias, values, rounding):
-            rules = self.rules | {"bias rule"}
-            return replace(self, border=None, rules=rules, rounding=max(self.rounding, rounding))
-        return replace(self, border=Border(widths, values, rounding))
+        if self.border is None:
+            raise RefusedError("layout", "a constant is written over a map that was not padded")
+        border = self.border.overwritten(dim, start, end, value, rounding)
+        if not same(self.bias, border.values, border.rounding):
+            return replace(self, border=border)
+        return replace(
+            self,
+            border=None,
+            rules=self.rules | {"bias rule"},
+            rounding=max(self.rounding, border.rounding),
+        )
 
-    def _reads_outside(self, outer: tuple[Axis, Axis]) -> bool:
+    def _reads_outside(self, outer: Axes) -> bool:
         """Whether `outer` reads outside the map; raises if the ring rule then fails."""
         self.require_plain()
         reads = False
@@ -407,13 +341,7 @@ class LinForm:
     def require_plain(self) -> None:
         """Refuse a border that is still to be overwritten: border-bias."""
         if self.border:
-            raise _border_bias(self.bias, self.border.values)
-
-
-def group_start(in_channels: int, channels: int, groups: int) -> Tensor:
-    """First input channel of each output channel's group: int64 `(channels,)`."""
-    group = torch.arange(channels) // (channels // groups)
-    return group * (in_channels // groups)
+            raise border_bias(self.bias, self.border.values)
 
 
 def _reads_after(axis: Axis, window: Axis, root_size: int | None) -> int:
@@ -424,7 +352,7 @@ def _reads_after(axis: Axis, window: Axis, root_size: int | None) -> int:
     return max(0, last - size + 1)
 
 
-def _common_axes(forms: Sequence[LinForm]) -> tuple[tuple[Axis, Axis], frozenset[str]]:
+def _common_axes(forms: Sequence[LinForm]) -> tuple[Axes, frozenset[str]]:
     """Axes with the union of all taps, where strides and sizes agree."""
     axes, rules = [], frozenset[str]().union(*(form.rules for form in forms))
     for form in forms:
@@ -452,91 +380,6 @@ def _common_axes(forms: Sequence[LinForm]) -> tuple[tuple[Axis, Axis], frozenset
         taps = sorted({tap for axis in parts for tap in axis.taps})
         axes.append(replace(parts[0], taps=tuple(taps)))
     return (axes[0], axes[1]), rules
-
-
-def _shifted(kernel: Tensor, low: Tensor, first: Tensor, width: int) -> Tensor:
-    """Kernel rows that start at root channel `low`, as rows of `width` that start at `first`."""
-    if width == kernel.shape[1] and torch.equal(low, first):
-        return kernel
-    source = (first - low)[:, None] + torch.arange(width)
-    valid = (source >= 0) & (source < kernel.shape[1])
-    index = source.clamp(0, kernel.shape[1] - 1)[:, :, None, None]
-    taken = kernel.gather(1, index.expand(-1, -1, *kernel.shape[2:]))
-    return taken * valid[:, :, None, None]
-
-
-def _spread(form: LinForm, axes: tuple[Axis, Axis], first: Tensor, width: int) -> Tensor:
-    """Kernel of a form in another channel layout, with zeros at the taps it lacks."""
-    kernel = form.dense(first, width)
-    for dim, (old, new) in enumerate(zip(form.axes, axes, strict=True), start=2):
-        if old.taps != new.taps:
-            position = torch.tensor([new.taps.index(tap) for tap in old.taps])
-            shape = [*kernel.shape[:dim], len(new.taps), *kernel.shape[dim + 1 :]]
-            kernel = kernel.new_zeros(shape).index_copy_(dim, position, kernel)
-    return kernel
-
-
-def _gathered(
-    split: Tensor,
-    outer: tuple[Axis, Axis],
-    inner: tuple[Axis, Axis],
-    joint: tuple[Axis, Axis],
-) -> Tensor:
-    """Adds up the products of taps that fall on one joint tap.
-
-    Args:
-        split: `(channels, outer taps, outer taps, width, inner taps, inner taps)`.
-        outer: axes applied last.
-        inner: axes applied first.
-        joint: their composition.
-
-    Returns:
-        `(channels, width, joint taps, joint taps)`.
-    """
-    ordered = split.permute(0, 3, 1, 4, 2, 5)
-    for dim in (2, 3):
-        axis = dim - 2
-        taps = torch.tensor(
-            [
-                joint[axis].taps.index(inner[axis].stride * q + r)
-                for q in outer[axis].taps
-                for r in inner[axis].taps
-            ]
-        )
-        flat = ordered.flatten(dim, dim + 1)
-        shape = [*flat.shape[:dim], len(joint[axis].taps), *flat.shape[dim + 1 :]]
-        ordered = flat.new_zeros(shape).index_add_(dim, taps, flat)
-    return ordered
-
-
-def _frame(axes: tuple[Axis, Axis], bias: Tensor, constant: Tensor) -> Border:
-    top, bottom, left, right = (
-        width for axis in axes for width in (axis.reads_before(), axis.reads_after())
-    )
-    values = constant.expand(3, 3, -1).clone()
-    values[1, 1] = bias
-    for row, width in ((0, top), (2, bottom)):
-        if not width:
-            values[row] = values[1]
-    for column, width in ((0, left), (2, right)):
-        if not width:
-            values[:, column] = values[:, 1]
-    return Border((top, bottom, left, right), values, 0.0)
-
-
-def _same(bias: Tensor, constant: Tensor, rounding: float) -> bool:
-    tolerance = 8 * max(rounding, torch.finfo(torch.float64).eps)
-    scale = torch.maximum(bias.abs().max(), constant.abs().max())
-    return bool(((bias - constant).abs() <= tolerance * scale).all())
-
-
-def _border_bias(bias: Tensor, constant: Tensor) -> RefusedError:
-    gap = float((bias - constant).abs().max())
-    return RefusedError(
-        "border-bias",
-        f"a value with a bias is padded with a constant {gap:.3g} away from that bias",
-        "pad before the bias is added, or pad with the bias",
-    )
 
 
 def _ring(side: str, overlap: int) -> RefusedError:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fuseq import ops
-from fuseq.affine.form import Axis, LinForm
+from fuseq.affine.axis import Axis
+from fuseq.affine.form import LinForm
 from fuseq.affine.refusal import RefusedError
 from fuseq.program import Program
 

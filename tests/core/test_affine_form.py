@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuseq.affine.form import Axis, LinForm, group_start
+from fuseq.affine.axis import Axis
+from fuseq.affine.form import LinForm
+from fuseq.affine.kernel import group_start
 from fuseq.affine.refusal import RefusedError
 
 SIZES = [(1, 1), (1, 4), (2, 3), (5, 7), (8, 6), (9, 12)]
