@@ -111,7 +111,7 @@ class Program:
             return self.module(*inputs)
         from fuseq.quant.executor import execute
 
-        return execute(self, inputs).result
+        return execute(self, inputs, intermediates=False).result
 
     def clone(self) -> Program:
         """A program with its own graph, weights and metadata; the origin stays shared."""

@@ -9,10 +9,13 @@ any usual float32 tolerance on fresh weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fuseq import ops
@@ -79,31 +82,57 @@ def perturb(program: Program, seed: int = 0) -> None:
 
 
 def probe_inputs(program: Program, seed: int = 0) -> list[tuple[Tensor, ...]]:
-    """Float64 inputs to compare twins on: the captured size, and an odd one if sizes are free.
+    """Float64 inputs to compare twins on: two sizes where sizes are free, else the captured one.
 
-    Free heights and widths are cut to about 64 so that the proof costs little; small maps have
-    more border, which is where wrong rewrites show.
+    Preferred are the captured size cut to 64 and an odd size above it: they cost little, and small
+    maps have more border, which is where wrong rewrites show. A program that takes neither is
+    probed at the captured size and at the next one that is a multiple of 32 away.
+
+    Returns:
+        At least one tuple of inputs, all of which the program can run.
     """
-    generator = torch.Generator().manual_seed(seed)
     free = {(i, d) for i, d in program.origin.dynamic if d >= 2}
-    probes = []
-    for longest, shift in ((64, 0), (64, 1)):
-        shapes = [
-            [
-                min(size, longest) + shift * (32 + 3 * d) if (i, d) in free else size
-                for d, size in enumerate(x.shape)
-            ]
-            for i, x in enumerate(program.example_inputs)
+    captured = [list(x.shape) for x in program.example_inputs]
+
+    def changed(size: Callable[[int, int], int]) -> list[list[int]]:
+        return [
+            [size(n, d) if (i, d) in free else n for d, n in enumerate(shape)]
+            for i, shape in enumerate(captured)
         ]
-        probes.append(
-            tuple(
-                torch.randn(shape, generator=generator, dtype=torch.float64)
-                if x.is_floating_point()
-                else x
-                for shape, x in zip(shapes, program.example_inputs, strict=True)
-            )
+
+    candidates = [captured]
+    if free:
+        cut = changed(lambda n, d: min(n, 64))
+        odd = changed(lambda n, d: min(n, 64) + 32 + 3 * d)
+        candidates = [cut, odd, captured, changed(lambda n, d: n + 32 * (d - 1))]
+    generator = torch.Generator().manual_seed(seed)
+    runnable = (shapes for shapes in candidates if takes(program, shapes))
+    return [
+        tuple(
+            torch.randn(shape, generator=generator, dtype=torch.float64)
+            if x.is_floating_point()
+            else x
+            for shape, x in zip(shapes, program.example_inputs, strict=True)
         )
-    return probes if free else probes[:1]
+        for shapes in itertools.islice(runnable, 2)
+    ]
+
+
+def takes(program: Program, shapes: Sequence[Sequence[int]]) -> bool:
+    """Whether a program runs at these input shapes; asked on fake tensors, which cost nothing."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with fake, torch.no_grad():
+            examples = zip(shapes, program.example_inputs, strict=True)
+            _forward(program, tuple(torch.empty(shape, dtype=x.dtype) for shape, x in examples))
+    except Exception:
+        return False
+    return True
+
+
+def _forward(program: Program, inputs: tuple[Tensor, ...]) -> Any:
+    """Run the generated code itself: calling the module would print a failure before raising it."""
+    return type(program.module).forward(program.module, *inputs)
 
 
 def distance(before: Program, after: Program, inputs: list[tuple[Tensor, ...]]) -> float:
@@ -112,18 +141,15 @@ def distance(before: Program, after: Program, inputs: list[tuple[Tensor, ...]]) 
     Args:
         before: reference.
         after: candidate, with the same inputs and outputs.
-        inputs: what to run both on.
+        inputs: what to run both on; the reference takes all of them.
 
     Returns:
         `max |after - before| / max |before|` over outputs and inputs; infinite if a shape differs,
-        a value is not finite, or only one of the two can run.
+        a value is not finite, or the candidate cannot run.
     """
     worst = 0.0
     for tensors in inputs:
-        try:
-            expected = outputs(before, tensors)
-        except Exception:
-            continue  # the model itself does not take this size
+        expected = outputs(before, tensors)
         try:
             actual = outputs(after, tensors)
         except Exception:
@@ -136,7 +162,7 @@ def distance(before: Program, after: Program, inputs: list[tuple[Tensor, ...]]) 
 def outputs(program: Program, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Output tensors of a float program, flattened, without gradients."""
     with torch.no_grad():
-        return list(pytree.tree_leaves(program.module(*inputs)))
+        return list(pytree.tree_leaves(_forward(program, inputs)))
 
 
 def relative_max(actual: Tensor, expected: Tensor) -> float:
