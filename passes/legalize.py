@@ -37,21 +37,82 @@ class Legalize(fuseq.Pass):
         """Edit the program; returns the number of nodes added or replaced."""
         if self.profile is None:
             return 0
-        nodes = list(program.graph.nodes)
-        names = {node: ops.name_of(program, node) for node in nodes}
-        replaced = [
-            _DECOMPOSITIONS[names[node]](program, node)
-            for node in nodes
-            if names[node] in self.profile.decompose
-        ]
-        requantized = [
-            _requantize(program, node, operand)
-            for node in nodes
-            if names[node] in self.profile.tied_inputs
-            for operand in dict.fromkeys(node.all_input_nodes)
-            if names[operand] not in ("requantize", "constant")
-        ]
-        return len(replaced) + len(requantized)
+        return (
+            _decompose(program, self.profile)
+            + _keep_dimensions(program)
+            + _flatten_linears(program)
+            + _requantize_ties(program, self.profile)
+        )
+
+
+def _decompose(program: Program, profile: Profile) -> int:
+    nodes = [n for n in program.graph.nodes if ops.name_of(program, n) in profile.decompose]
+    for node in nodes:
+        _DECOMPOSITIONS[ops.name_of(program, node)](program, node)
+        program.graph.erase_node(node)
+    return len(nodes)
+
+
+def _keep_dimensions(program: Program) -> int:
+    """Global average pools give `[N, C, 1, 1]`, the form integer kernels have; then reshape."""
+    nodes = [
+        n
+        for n in program.graph.nodes
+        if ops.name_of(program, n) == "mean"
+        and n.kwargs["dim"] == (2, 3)
+        and not n.kwargs["keepdim"]
+        and len(program.shape(n.all_input_nodes[0])) == 4
+    ]
+    for node in nodes:
+        channels = program.shape(node)[1]
+        with program.graph.inserting_after(node):
+            flat = program.graph.call_function(torch.reshape, (node,), {"shape": (-1, channels)})
+        flat.meta = dict(node.meta)
+        node.replace_all_uses_with(flat, lambda user, flat=flat: user is not flat)
+        node.kwargs = {**node.kwargs, "keepdim": True}
+    return len(nodes)
+
+
+def _flatten_linears(program: Program) -> int:
+    """Linear layers take `[rows, in]`, the form integer kernels with a bias have; then reshape."""
+    nodes = [
+        n
+        for n in program.graph.nodes
+        if ops.name_of(program, n) == "linear" and len(program.shape(n)) != 2
+    ]
+    for node in nodes:
+        source, shape = node.all_input_nodes[0], program.shape(node)
+        with program.graph.inserting_before(node):
+            rows = program.graph.call_function(
+                torch.reshape, (source,), {"shape": (-1, program.shape(source)[-1])}
+            )
+            free = bool(program.origin.dynamic)
+            sizes = [
+                program.graph.call_function(ops.sym_size, (source, d)) if free else size
+                for d, size in enumerate(shape[:-1])
+            ]
+        rows.meta = dict(source.meta)
+        node.replace_input_with(source, rows)
+        with program.graph.inserting_after(node):
+            restored = program.graph.call_function(
+                torch.reshape, (node,), {"shape": (*sizes, shape[-1])}
+            )
+        restored.meta = dict(node.meta)
+        node.replace_all_uses_with(restored, lambda user, restored=restored: user is not restored)
+    return len(nodes)
+
+
+def _requantize_ties(program: Program, profile: Profile) -> int:
+    edges = [
+        (node, operand)
+        for node in program.graph.nodes
+        if ops.name_of(program, node) in profile.tied_inputs
+        for operand in dict.fromkeys(node.all_input_nodes)
+        if ops.name_of(program, operand) not in ("requantize", "constant")
+    ]
+    for node, operand in edges:
+        _requantize(program, node, operand)
+    return len(edges)
 
 
 def _requantize(program: Program, node: fx.Node, operand: fx.Node) -> None:

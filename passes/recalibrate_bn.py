@@ -2,7 +2,7 @@ r"""Recompute batch-norm statistics over a whole data set, forward only.
 
 For a norm whose input takes values `x` over the whole set (all batches, all positions), per channel
 
-    mean = sum(x) / n,        var = sum((x - mean)^2) / (n - 1)          (unbiased, as torch keeps it)
+    mean = sum(x) / n,    var = sum((x - mean)^2) / (n - 1)    (unbiased, as torch keeps it)
 
 Batches are pooled by Chan's update (Chan, Golub, LeVeque 1983), in float64:
 
@@ -12,13 +12,15 @@ so the result is that of the whole set whatever the batch size. (Averaging per-b
 is common, loses the spread of the batch means.)
 
 A norm's input depends on the norms before it. They are therefore recomputed level by level: norms
-that no other pending norm feeds, in one sweep over the data, then those behind them. What results
-is the fixed point: every norm's statistics are those of its input in the final network.
+that no other pending norm feeds, over all the data, then those behind them. What results is the
+fixed point: every norm's statistics are those of its input in the final network. Each batch waits
+between levels with the values that are still needed, so that nothing is computed twice; batches
+beyond `KEPT_BYTES` start over at each level instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -29,7 +31,10 @@ import fuseq
 from fuseq import ops
 from fuseq.errors import FuseqError
 from fuseq.program import Program
-from fuseq.quant.calibrate import batches_of
+from fuseq.quant.calibrate import batches_of, require_fit
+
+KEPT_BYTES = 2**30
+"""Values of waiting batches that may be kept between levels."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,8 @@ class RecalibrateBatchNorm(fuseq.Pass):
 
     Attributes:
         batches: number of batches to use; 0 for all.
-        calibration: batches of inputs; iterated once per level of norms.
-        progress: called with the number of forward runs done.
+        calibration: batches of inputs, read once.
+        progress: called with the number of batches done so far, over all levels.
     """
 
     name: ClassVar[str] = "recalibrate-bn"
@@ -56,25 +61,26 @@ class RecalibrateBatchNorm(fuseq.Pass):
                 "FQ202", "recalibrate-bn needs data", fix="--calib DIR, or calibration_data()"
             )
         norms = [n for n in program.graph.nodes if ops.name_of(program, n).startswith("batch_norm")]
-        data = self._data()
+        sweep = _Sweep(program, norms, self._data(program))
         done = 0
         for level in _levels(program, norms):
             pools = {node: _Pool() for node in level}
-            sweep = _Sweep(program, pools, last=level[-1])
-            with torch.no_grad():
-                for batch in data:
-                    sweep.run(*batch[: len(program.example_inputs)])
-                    done += 1
-                    if self.progress:
-                        self.progress(done)
+            for values in sweep.batches():
+                for node, pool in pools.items():
+                    pool.update(values[node.all_input_nodes[0]])
+                done += 1
+                if self.progress:
+                    self.progress(done)
             for node, pool in pools.items():
                 pool.store(program.get(node), program.where(node))
+            sweep.pending -= set(level)
         return len(norms)
 
-    def _data(self) -> list[tuple[Tensor, ...]]:
+    def _data(self, program: Program) -> list[tuple[Tensor, ...]]:
         assert self.calibration is not None
-        data = []
+        data: list[tuple[Tensor, ...]] = []
         for batch in batches_of(self.calibration):
+            require_fit(program, batch, len(data) + 1)
             data.append(batch)
             if len(data) == self.batches:
                 break
@@ -117,24 +123,67 @@ class _Pool:
         norm.running_var.copy_(self.squares / (self.count - 1))
 
 
-class _Sweep(fx.Interpreter):
-    """Runs the program up to the last norm of a level, pooling the inputs of its norms."""
+class _Sweep:
+    """Runs every batch up to the norms that are still pending.
 
-    def __init__(self, program: Program, pools: dict[fx.Node, _Pool], last: fx.Node) -> None:
-        super().__init__(program.module)
-        self.extra_traceback = False
-        self.pools = pools
-        order = list(program.graph.nodes)
-        self.skipped = set(order[order.index(last) + 1 :])
+    Attributes:
+        pending: norms whose statistics are not yet final; nothing behind them is computed.
+    """
 
-    def run_node(self, node: fx.Node) -> Any:
-        if node in self.skipped:
-            return None
-        if node in self.pools:
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
-            self.pools[node].update(self.env[source])
-        return super().run_node(node)
+    def __init__(
+        self, program: Program, norms: list[fx.Node], data: list[tuple[Tensor, ...]]
+    ) -> None:
+        self.program, self.data, self.pending = program, data, set(norms)
+        self.inputs = program.inputs()
+        self.nodes = _leading_to(program, norms)
+        self.kept: dict[int, dict[fx.Node, Any]] = {}
+        self.room = KEPT_BYTES
+
+    def batches(self) -> Iterator[dict[fx.Node, Any]]:
+        """Values of each batch in turn; those that pending norms read are among them."""
+        for index, batch in enumerate(self.data):
+            values = self.kept.pop(index, None)
+            if values is None:
+                values = dict(zip(self.inputs, batch, strict=False))
+            else:
+                self.room += _size(values)
+            self._advance(values)
+            yield values
+            if _size(values) <= self.room:
+                self.room -= _size(values)
+                self.kept[index] = values
+
+    def _advance(self, values: dict[fx.Node, Any]) -> None:
+        """Compute what no pending norm holds up; forget what nobody will read any more."""
+        interpreter = fx.Interpreter(self.program.module, garbage_collect_values=False)
+        interpreter.env, interpreter.extra_traceback = values, False
+        with torch.no_grad():
+            for node in self.nodes:
+                if node in values or node in self.pending:
+                    continue
+                if all(operand in values for operand in node.all_input_nodes):
+                    values[node] = interpreter.run_node(node)
+                    self._forget(node, values)
+
+    def _forget(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+        """Replace a value by None once all its readers have run: it counts as computed."""
+        for operand in node.all_input_nodes:
+            readers = [user for user in operand.users if user in self.nodes]
+            if all(user in values for user in readers):
+                values[operand] = None
+
+
+def _leading_to(program: Program, norms: list[fx.Node]) -> dict[fx.Node, None]:
+    """Nodes that some norm depends on, and the norms, in graph order; inputs left out."""
+    needed = set(norms)
+    for node in reversed(program.graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    return {n: None for n in program.graph.nodes if n in needed and n.op != "placeholder"}
+
+
+def _size(values: dict[fx.Node, Any]) -> int:
+    return sum(v.nbytes for v in values.values() if isinstance(v, Tensor))
 
 
 def _levels(program: Program, norms: list[fx.Node]) -> list[list[fx.Node]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx
 import onnxruntime
+from torch import fx
 
 from fuseq import ops
 from fuseq.backend import Artifact, Backend, Refusal, Runner, Tool
@@ -47,7 +48,9 @@ class OnnxBackend(Backend):
         float_inside=frozenset(
             {"relu", "clamp", "tanh", "hardsigmoid", "hardswish", "sub", "div", "prelu", "softmax"}
         ),
-        same_grid=frozenset({"max_pool", "pixel_shuffle", "reshape", "permute", "slice"}),
+        same_grid=frozenset(
+            "max_pool pixel_shuffle reshape permute slice interpolate_nearest".split()
+        ),
         tied_inputs=frozenset({"concat"}),
         absorbed={
             "relu": frozenset({"conv2d", "linear", "add"}),
@@ -73,6 +76,10 @@ class OnnxBackend(Backend):
         found = []
         for node in program.graph.nodes:
             name = ops.name_of(program, node)
+            if name == "avg_pool" and _hangs_over(node) and program.quantization is not None:
+                reason = "ONNX Runtime's integer average pool divides windows over the edge wrongly"
+                fix = "count_include_pad=False, or ceil_mode=False"
+                found.append(Refusal(node.name, program.source(node), reason, fix))
             ours = name in OWN_RULES and not needs_library(node, name)
             if ours or node.op in ("placeholder", "output"):
                 continue
@@ -118,6 +125,11 @@ class OnnxBackend(Backend):
             Tool("onnx", onnx.__version__, True, "writes and checks the files"),
             Tool("onnxruntime", onnxruntime.__version__, True, f"runs the checks; {vnni}"),
         ]
+
+
+def _hangs_over(node: fx.Node) -> bool:
+    k: dict[str, Any] = dict(node.kwargs)
+    return bool(k["ceil_mode"] and k["count_include_pad"] and any(k["padding"]))
 
 
 def _serialized(model: onnx.ModelProto) -> bytes:

@@ -4,7 +4,8 @@ In QDQ form a quantized value `v` is three tensors: `v` (float, as its op makes 
 `v.quantized` (integers) and `v.dequantized`, which its readers take. The runtime recognises
 DequantizeLinear -> op -> QuantizeLinear and runs its integer kernel. A value that a later
 activation absorbs has no quantizer between, and a requantize edge is nothing but reading the
-operand on its own grid: the op behind it quantizes to its own.
+operand on its own grid: the op behind it quantizes to its own. (An operand that stays float is
+quantized at that edge.)
 """
 
 from __future__ import annotations
@@ -125,6 +126,8 @@ class _Emitter:
         elif name == "requantize":
             source = node.all_input_nodes[0]
             self.tensors[node] = self.tensors[source]
+            if node.name in self.grids and source.name not in self.grids:
+                self.tensors[node] = self._quantize(node, self.tensors[source])
         else:
             result = self._compute(node, name)
             self.tensors[node] = self._quantize(node, result) if node.name in self.grids else result
@@ -190,7 +193,7 @@ class _Emitter:
             assert isinstance(dim, int)
             return self.graph.node(
                 "Shape",
-                [self.tensors[source]],
+                [self.quantized.get(source, self.tensors[source])],
                 node.name,
                 start=dim,
                 end=dim + 1 if dim != -1 else None,

@@ -91,7 +91,9 @@ def _avg_pool(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[st
         strides=list(k["stride"]),
         pads=_pads(k["padding"]),
         ceil_mode=int(k["ceil_mode"]),
-        count_include_pad=int(k["count_include_pad"]),
+        # Without padding both mean the same, and the integer kernel is wrong at windows that hang
+        # over the edge (ceil_mode) if told to count them.
+        count_include_pad=int(k["count_include_pad"] and any(k["padding"])),
     )
 
 

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx
@@ -46,7 +46,7 @@ def export_node(program: Program, node: fx.Node) -> onnx.ModelProto:
         if program.origin.dynamic
     }
     buffer = io.BytesIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _silent():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             fx.GraphModule(root, graph).eval(),
@@ -59,6 +59,17 @@ def export_node(program: Program, node: fx.Node) -> onnx.ModelProto:
             dynamic_axes=axes,
         )
     return onnx.load_model_from_string(buffer.getvalue())
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep the exporter's own log, which dumps its graph on failure, off the terminal."""
+    before = torch._C._jit_is_onnx_log_enabled()
+    torch._C._jit_set_onnx_log_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._jit_set_onnx_log_enabled(before)
 
 
 def inline_node(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:

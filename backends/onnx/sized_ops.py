@@ -78,5 +78,6 @@ SIZED_OPS: dict[str, Rule] = {
     "slice": _slice,
     "pad": _pad,
     "interpolate": _interpolate,
+    "interpolate_nearest": _interpolate,
     "reshape": _reshape,
 }

@@ -60,7 +60,7 @@ def calibrate(
     count = 0
     with torch.no_grad():
         for count, batch in enumerate(batches_of(data), start=1):
-            _require_fit(program, batch, count)
+            require_fit(program, batch, count)
             watcher.run(*batch[: len(program.example_inputs)])
             if progress:
                 progress(count)
@@ -95,7 +95,24 @@ class _Watcher(fx.Interpreter):
         return result
 
 
-def _require_fit(program: Program, batch: tuple[Tensor, ...], number: int) -> None:
+def require_fit(program: Program, batch: tuple[Tensor, ...], number: int) -> None:
+    """Refuse a batch the program cannot take.
+
+    Args:
+        program: gives shapes and dtypes, and which sizes are free.
+        batch: tensors; those beyond the program's inputs (labels) are ignored.
+        number: of the batch, for the message.
+
+    Raises:
+        FuseqError: FQ006.
+    """
+    if len(batch) < len(program.example_inputs):
+        raise FuseqError(
+            "FQ006",
+            f"calibration batch {number} has {len(batch)} tensors, "
+            f"the program takes {len(program.example_inputs)}",
+            fix="yield a tuple with one tensor per input",
+        )
     for index, (x, example) in enumerate(zip(batch, program.example_inputs, strict=False)):
         free = {d for i, d in program.origin.dynamic if i == index}
         fits = x.dim() == example.dim() and all(

@@ -19,6 +19,7 @@ from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.arithmetic import ARITHMETICS, Arithmetic
 from fuseq.quant.grid import Grid
+from fuseq.quant.structure import flat_arguments
 from fuseq.quant.table import QuantizationTable
 
 
@@ -128,20 +129,22 @@ class _Runner(fx.Interpreter):
         grid = self.table.grids.get(self.table.absorbed.get(node.name, node.name))
         if grid is None:
             return self._in_float(node)
-        if node.name not in self.table.integer and name not in ("requantize", "input"):
-            return self._rounded(node, grid)
         if name == "input":
             return Quantized(self.arithmetic.quantize(self._in_float(node), grid), grid)
         source = self.env[node.all_input_nodes[0]]
-        if node.name in self.table.absorbed.values() or name == "requantize":
+        if name == "requantize" and isinstance(source, Quantized):
             return _moved(self.arithmetic, source, grid)
+        if node.name not in self.table.integer:
+            return self.rounded_once(node, grid)
+        if node.name in self.table.absorbed.values():
+            return source
         if name in self.table.profile.same_grid:
             return Quantized(self._move(node, name, source), grid)
         if name in _KERNELS:
             return Quantized(_KERNELS[name](self, node, grid), grid)
-        return self._rounded(node, grid)
+        return self.rounded_once(node, grid)
 
-    def _rounded(self, node: fx.Node, grid: Grid) -> Quantized:
+    def rounded_once(self, node: fx.Node, grid: Grid) -> Quantized:
         """A value computed in float, on the reals of its operands, and quantized at the end."""
         self.rounded.add(node.name)
         return Quantized(self.arithmetic.quantize(self._in_float(node), grid), grid)
@@ -167,7 +170,8 @@ class _Runner(fx.Interpreter):
         env, self.env = self.env, {n: self._real(self.env[n]) for n in node.all_input_nodes}
         self.env[node.all_input_nodes[0]] = (source.q - zero).float()
         try:
-            return super().run_node(node).to(torch.int32) + zero
+            moved: Tensor = super().run_node(node)
+            return moved.to(torch.int32) + zero
         finally:
             self.env = env
 
@@ -183,7 +187,7 @@ class _Runner(fx.Interpreter):
 
     def operands(self, node: fx.Node) -> list[Quantized]:
         """Operands of a node, all of them on grids."""
-        return [self._operand(node, arg) for arg in _flat(node)]
+        return [self._operand(node, arg) for arg in flat_arguments(node)]
 
     def parameters(self, node: fx.Node) -> tuple[Tensor, Grid, Tensor | None]:
         """Frozen weight, its grid, and the frozen bias of a layer."""
@@ -195,13 +199,6 @@ class _Runner(fx.Interpreter):
 Kernel: TypeAlias = Callable[[_Runner, fx.Node, Grid], Tensor]
 
 
-def _flat(node: fx.Node) -> list[Any]:
-    flat: list[Any] = []
-    for arg in node.args:
-        flat.extend(arg if isinstance(arg, tuple | list) else (arg,))
-    return flat
-
-
 def _moved(arithmetic: Arithmetic, source: Quantized, grid: Grid) -> Quantized:
     if source.grid == grid:
         return source
@@ -211,10 +208,10 @@ def _moved(arithmetic: Arithmetic, source: Quantized, grid: Grid) -> Quantized:
 def _conv2d(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
     (x,), conv = runner.operands(node), runner.program.get(node)
     assert isinstance(conv, nn.Conv2d)
-    return runner.arithmetic.convolve(
-        x.q, x.grid, *runner.parameters(node), grid,
-        stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
-    )  # type: ignore[arg-type]  # fmt: skip
+    geometry: dict[str, Any] = {
+        name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")
+    }
+    return runner.arithmetic.convolve(x.q, x.grid, *runner.parameters(node), grid, **geometry)
 
 
 def _linear(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
@@ -252,8 +249,7 @@ def _concat(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
 def _mean(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
     (x,) = runner.operands(node)
     if node.kwargs["dim"] != (2, 3) or x.q.dim() != 4:
-        real = runner.arithmetic.dequantize(x.q, x.grid).mean(**node.kwargs)
-        return runner.arithmetic.quantize(real, grid)
+        return runner.rounded_once(node, grid).q
     pooled = runner.arithmetic.global_average_pool(x.q, x.grid, grid)
     return pooled if node.kwargs["keepdim"] else pooled.flatten(1)
 
@@ -261,7 +257,7 @@ def _mean(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
 def _avg_pool(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
     (x,), k = runner.operands(node), dict(node.kwargs)
     if k.pop("ceil_mode") or k.pop("divisor_override") is not None:
-        return runner.arithmetic.quantize(runner._in_float(node), grid)
+        return runner.rounded_once(node, grid).q
     return runner.arithmetic.average_pool(x.q, x.grid, grid, **k)  # type: ignore[arg-type]
 
 

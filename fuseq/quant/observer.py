@@ -2,7 +2,9 @@
 
 Min-max and moving average keep two numbers. Percentile and MSE keep a histogram whose range
 doubles when a batch leaves it: neighbouring bins merge in pairs, so counts stay exact and memory
-does not grow with the number of images.
+does not grow with the number of images. The range is less than twice the largest magnitude seen,
+so a bin is narrower than `largest / 1024`, and a percentile is at most that far from the exact one,
+however the data was split into batches and in whatever order they came.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fuseq.quant.grid import LIMITS
+from fuseq.quant.grid import affine_grid
 
 BINS = 4096
+CHUNK = 2**22
+"""Elements counted at a time: bounds the memory of the float64 copy."""
 
 
 class Observer(ABC):
@@ -62,8 +66,10 @@ class MovingAverageObserver(Observer):
     """Exponential average of each batch's extremes: `m <- m + c (batch - m)`."""
 
     def __init__(self, constant: float = 0.01) -> None:
-        """Args:
-        constant: weight `c` of a new batch, in (0, 1].
+        """Start without a range.
+
+        Args:
+            constant: weight `c` of a new batch, in (0, 1].
         """
         super().__init__()
         self.constant = constant
@@ -99,7 +105,8 @@ class HistogramObserver(Observer):
         while largest > self.limit > 0.0:
             self._double()
         if self.limit > 0.0:
-            self.counts += torch.histc(values, BINS, -self.limit, self.limit).double()
+            for part in torch.split(values, CHUNK):
+                self.counts += torch.histc(part.double() / self.limit, BINS, -1.0, 1.0)
 
     def _double(self) -> None:
         merged = self.counts.reshape(-1, 2).sum(1)
@@ -117,8 +124,11 @@ class PercentileObserver(HistogramObserver):
     """The range that leaves out a share of the values at each end."""
 
     def __init__(self, percentile: float = 99.99) -> None:
-        """Args:
-        percentile: share of values inside the range, in percent; the rest is cut half at each end.
+        """Start without a range.
+
+        Args:
+            percentile: share of values inside the range, in percent; the rest is cut half at each
+                end.
         """
         super().__init__()
         self.percentile = percentile
@@ -140,30 +150,32 @@ class PercentileObserver(HistogramObserver):
 class MseObserver(HistogramObserver):
     """The range whose grid has the smallest mean squared error on the histogram.
 
-    The extremes are shrunk independently over a grid of factors; error is rounding inside the
-    range plus clipping outside it.
+    The extremes are shrunk independently over a list of factors that starts with 1, so the grid is
+    never worse than that of the extremes; the error is rounding inside the range plus clipping
+    outside it.
     """
 
     def range(self, dtype: str) -> tuple[float, float]:
         """Best of 32 x 32 shrunk ranges (one end only where the other is zero)."""
         if self.limit == 0.0:
             return 0.0, 0.0
-        keep = self.counts > 0
-        centers, counts = self.centers()[keep], self.counts[keep]
-        levels = LIMITS[dtype][1] - LIMITS[dtype][0]
         factors = torch.linspace(1.0, 0.3, 32, dtype=torch.float64)
         low, high = min(self.low, 0.0), max(self.high, 0.0)
-        best, chosen = float("inf"), (low, high)
-        for bottom in (factors * low).tolist() if low < 0 else [0.0]:
-            for top in (factors * high).tolist() if high > 0 else [0.0]:
-                scale = max((top - bottom) / levels, 1e-38)
-                rounded = (torch.round((centers - bottom) / scale) * scale + bottom).clamp(
-                    bottom, top
-                )
-                error = float((counts * (rounded - centers) ** 2).sum())
-                if error < best:
-                    best, chosen = error, (bottom, top)
-        return chosen
+        candidates = [
+            (bottom, top)
+            for bottom in ((factors * low).tolist() if low < 0 else [0.0])
+            for top in ((factors * high).tolist() if high > 0 else [0.0])
+        ]
+        return min(candidates, key=lambda ends: self.error(ends[0], ends[1], dtype))
+
+    def error(self, low: float, high: float, dtype: str) -> float:
+        """Mean squared error of the grid of a range, every value taken as its bin's middle."""
+        grid = affine_grid(low, high, dtype)
+        scale, zero_point = float(grid.scale), int(grid.zero_point)
+        centers = self.centers()
+        q = (torch.round(centers / scale) + zero_point).clamp(grid.qmin, grid.qmax)
+        squares = ((q - zero_point) * scale - centers) ** 2
+        return float((self.counts * squares).sum() / self.counts.sum())
 
 
 OBSERVERS: dict[str, Callable[[], Observer]] = {

@@ -19,7 +19,7 @@ from fuseq.quant.grid import (
 )
 from fuseq.quant.observer import Observer
 from fuseq.quant.profile import Profile
-from fuseq.quant.structure import Structure, bounds
+from fuseq.quant.structure import Structure, bounds, flat_arguments, holds_zero
 from fuseq.quant.table import QuantizationTable
 
 
@@ -72,22 +72,27 @@ def _inside(grid: Grid, values: list[fx.Node]) -> Grid:
     """Shrink a grid until its ends lie inside what the group's clamps allow.
 
     A runtime may drop a clamp whose interval holds the whole grid, so the float32 product
-    `scale * (qmax - zero_point)` must not exceed the clamp by rounding.
+    `scale * (qmax - zero_point)` must not exceed the clamp by rounding. A clamp that cuts zero off
+    cannot be dropped, since every grid holds zero; it does not count.
     """
-    clamps = [bounds(v) for v in values if v.target in (torch.relu, torch.clamp)]
-    low, high = (
-        max((c[0] for c in clamps), default=-math.inf),
-        min((c[1] for c in clamps), default=math.inf),
-    )
-    scale, zero_point = grid.scale, grid.zero_point
-    while (
-        float(scale * (grid.qmax - zero_point)) > high
-        or float(scale * (grid.qmin - zero_point)) < low
-    ):
-        scale = torch.nextafter(scale, torch.zeros_like(scale))
-        if float(scale) <= 0:
-            return grid
-    return Grid(scale, zero_point, grid.dtype)
+    scale = grid.scale
+    for node in values:
+        if node.target not in (torch.relu, torch.clamp) or not holds_zero(node):
+            continue
+        low, high = bounds(node)
+        ends = ((-low, grid.zero_point - grid.qmin), (high, grid.qmax - grid.zero_point))
+        for limit, steps in ends:
+            if steps > 0 and 0 < limit < math.inf:
+                scale = torch.minimum(scale, _largest_scale(limit, steps))
+    return Grid(scale, grid.zero_point, grid.dtype)
+
+
+def _largest_scale(limit: float, steps: Tensor) -> Tensor:
+    """Largest float32 whose float32 product with an integer does not exceed a limit."""
+    scale = torch.tensor(limit, dtype=torch.float32) / steps
+    while float(scale * steps) > limit:
+        scale = torch.nextafter(scale, torch.zeros(()))
+    return scale
 
 
 def _freeze_parameters(
@@ -129,10 +134,7 @@ def _freeze_operands(
     """Constants and numbers that a quantized add, sub, mul or div takes."""
     if ops.name_of(program, node) not in ("add", "sub", "mul", "div", "concat"):
         return
-    flat: list[object] = []
-    for arg in node.args:
-        flat.extend(arg if isinstance(arg, tuple | list) else (arg,))
-    for arg in flat:
+    for arg in flat_arguments(node):
         if isinstance(arg, fx.Node) and arg.op == "get_attr":
             name, value = arg.name, program.constant(arg).detach().float()
         elif isinstance(arg, float):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -106,10 +107,16 @@ def find_structure(
 
 def operands(node: fx.Node) -> tuple[fx.Node, ...]:
     """Tensor operands of a node that carry data (attributes and sizes left out)."""
-    flat = (a for arg in node.args for a in (arg if isinstance(arg, tuple | list) else (arg,)))
     return tuple(
-        a for a in flat if isinstance(a, fx.Node) and "shape" in a.meta and a.op != "get_attr"
+        arg
+        for arg in flat_arguments(node)
+        if isinstance(arg, fx.Node) and "shape" in arg.meta and arg.op != "get_attr"
     )
+
+
+def flat_arguments(node: fx.Node) -> list[Any]:
+    """Positional arguments of a node, those of a tuple (the operands of a concat) one by one."""
+    return [a for arg in node.args for a in (arg if isinstance(arg, tuple | list) else (arg,))]
 
 
 def _is_value(program: Program, node: fx.Node) -> bool:
@@ -125,13 +132,14 @@ def _absorbed(
         producer = node.args[0] if node.args else None
         if names[node] not in profile.absorbed or not isinstance(producer, fx.Node):
             continue
-        fits = names.get(producer) in profile.absorbed[names[node]] and producer in integer
-        if fits and len(producer.users) == 1 and _holds_zero(node):
+        fits = names.get(producer) in profile.absorbed[names[node]] and {producer, node} <= integer
+        if fits and len(producer.users) == 1 and holds_zero(node):
             found[producer] = node
     return found
 
 
-def _holds_zero(node: fx.Node) -> bool:
+def holds_zero(node: fx.Node) -> bool:
+    """Whether zero passes through a relu or clamp node unchanged."""
     low, high = bounds(node)
     return low <= 0.0 <= high
 
