@@ -152,7 +152,10 @@ class Builder:
         node = self.graph.create_node(
             "call_module", path, (self.tensor(x),), {}, name=path.replace(".", "_")
         )
-        return self._run(node, module, (self.tensor(x),), {})
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            return self._run(node, module, (self.tensor(x),), {})
+        # Norms and PReLU keep the shape; running them on fake tensors costs more than all the rest.
+        return self._remember(node, self.example(self.tensor(x)), self._probe(self.tensor(x)))
 
     def call_target(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
         """Any call the model makes: computed now if it depends on parameters only, else by rule."""

@@ -75,7 +75,9 @@ def _from_fx(
     parameters = list(inspect.signature(model.forward).parameters.values())
     extra = {p.name: p.default for p in parameters[len(inputs) :] if p.default is not p.empty}
     try:
-        graph = _Tracer().trace(model, concrete_args=extra)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = _Tracer().trace(model, concrete_args=extra)
     except Exception as error:
         raise _cannot_capture("torch.fx", error) from error
     stale = stale_read(graph)

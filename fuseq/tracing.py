@@ -10,13 +10,16 @@ some re-parameterizable blocks fuse themselves inside `forward` when in eval.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
+from fuseq import verify
 from fuseq.errors import FuseqError
 from fuseq.program import Origin, Program
 from fuseq.recording import record
@@ -94,7 +97,11 @@ def capture(
 
 
 def _prepared(model: nn.Module, structural: bool) -> nn.Module:
-    copied = _copied(model).requires_grad_(False)
+    copied = _copied(model)
+    for module in list(copied.modules()):
+        if parametrize.is_parametrized(module):
+            _fold_parametrizations(module)
+    copied.requires_grad_(False)
     if structural:
         for module in copied.modules():
             module.training = any(True for _ in module.children())
@@ -112,12 +119,25 @@ def _copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, computed).eval()
 
 
+def _fold_parametrizations(module: nn.Module) -> None:
+    """Replace computed weights (weight norm, spectral norm) by their values.
+
+    `parametrize.remove_parametrizations` edits the class, which the user's module shares.
+    """
+    folded = {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
+    module.__class__ = type(module).__bases__[0]
+    del module.parametrizations
+    for name, value in folded.items():
+        module.register_parameter(name, nn.Parameter(value.detach()))
+
+
 # --- what the model computes --------------------------------------------------------------------
 
 
 def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the model's own: whoever runs it has seen them
             return _tensors(_copied(model)(*(x.clone() for x in inputs)))
     except Exception as error:
         shapes = ", ".join("x".join(map(str, x.shape)) for x in inputs)
@@ -215,8 +235,7 @@ def _require_finite(model: nn.Module) -> None:
 def _require_same(model: nn.Module, front_end: str, program: Program, run: Run) -> None:
     inputs, expected = run
     try:
-        with torch.no_grad():
-            actual = _tensors(program.module(*inputs))
+        actual = [y for y in verify.outputs(program, inputs) if isinstance(y, Tensor)]
     except Exception as error:
         raise FuseqError(
             "FQ104", f"the captured program raised: {str(error).splitlines()[0]}"

@@ -50,7 +50,7 @@ def leaky_relu(
 
 
 @spelled(torch.clamp, torch.clamp_, torch.clip, torch.clip_, "clamp", "clamp_", "clip", "clip_",
-         aten.clamp.default)  # fmt: skip
+         aten.clamp.default, aten.clip.default)  # fmt: skip
 def clamp(build: Builder, x: Value, min: Any = None, max: Any = None) -> Value:
     if isinstance(min, fx.Node | Tensor) or isinstance(max, fx.Node | Tensor):
         return build.foreign(torch.clamp, x, min, max)

@@ -46,16 +46,18 @@ add = spelled(
 )(_binary(torch.add, operator.add))  # fmt: skip
 sub = spelled(
     torch.sub, operator.sub, operator.isub, torch.subtract, "sub", "sub_", "subtract", "__sub__",
-    "__isub__", aten.sub.Tensor, aten.sub.Scalar, aten.sub_.Tensor,
+    "__isub__", aten.sub.Tensor, aten.sub.Scalar, aten.sub_.Tensor, aten.subtract.Tensor,
+    aten.subtract.Scalar,
 )(_binary(torch.sub, operator.sub))  # fmt: skip
 mul = spelled(
     torch.mul, operator.mul, operator.imul, torch.multiply, "mul", "mul_", "multiply", "multiply_",
     "__mul__", "__rmul__", "__imul__", aten.mul.Tensor, aten.mul.Scalar, aten.mul_.Tensor,
-    aten.mul_.Scalar,
+    aten.mul_.Scalar, aten.multiply.Tensor, aten.multiply.Scalar,
 )(_binary(torch.mul, operator.mul))  # fmt: skip
 quotient = spelled(
     operator.truediv, operator.itruediv, torch.true_divide, "true_divide", "__truediv__",
-    aten.div.Tensor, aten.div.Scalar, aten.div_.Tensor,
+    aten.div.Tensor, aten.div.Scalar, aten.div_.Tensor, aten.divide.Tensor, aten.divide.Scalar,
+    aten.true_divide.Tensor, aten.true_divide.Scalar,
 )(_binary(torch.div, operator.truediv))  # fmt: skip
 
 
@@ -83,7 +85,10 @@ def reciprocal(build: Builder, x: Value) -> Value:
     return quotient(build, 1.0, x)
 
 
-@spelled(torch.neg, torch.negative, operator.neg, "neg", "neg_", "negative", aten.neg.default)
+@spelled(
+    torch.neg, torch.negative, operator.neg, "neg", "neg_", "negative", aten.neg.default,
+    aten.negative.default,
+)  # fmt: skip
 def neg(build: Builder, x: Value) -> Value:
     return mul(build, x, -1.0 if build.is_tensor(x) else -1)
 

@@ -25,7 +25,7 @@ def reshape(build: Builder, x: Value, *shape: Any) -> Value:
     return build.call(torch.reshape, x, shape=target)
 
 
-@spelled("view_as", "reshape_as")
+@spelled("view_as", "reshape_as", aten.view_as.default, aten.reshape_as.default)
 def reshape_as(build: Builder, x: Value, other: Value) -> Value:
     return reshape(build, x, build.sizes(other))
 
@@ -70,7 +70,7 @@ def permute(build: Builder, x: Value, *dims: Any) -> Value:
 
 @spelled(
     torch.transpose, torch.swapaxes, torch.swapdims, "transpose", "swapaxes", "swapdims",
-    aten.transpose.int,
+    aten.transpose.int, aten.swapaxes.default, aten.swapdims.default,
 )  # fmt: skip
 def transpose(build: Builder, x: Value, dim0: int, dim1: int) -> Value:
     order = list(range(len(build.shape(x))))
@@ -83,10 +83,13 @@ def t(build: Builder, x: Value) -> Value:
     return transpose(build, x, 0, 1)
 
 
-@spelled(torch.movedim, torch.moveaxis, "movedim", "moveaxis")
+@spelled(
+    torch.movedim, torch.moveaxis, "movedim", "moveaxis", aten.movedim.int, aten.movedim.intlist,
+    aten.moveaxis.int, aten.moveaxis.intlist,
+)  # fmt: skip
 def movedim(build: Builder, x: Value, source: Any, destination: Any) -> Value:
     # torch's own rule, on a tensor whose sizes are the dimensions' numbers.
-    order = torch.empty(range(1, len(build.shape(x)) + 1), device="meta")
+    order = torch.empty([d + 1 for d in range(len(build.shape(x)))], device="meta")
     return permute(build, x, [n - 1 for n in order.movedim(source, destination).shape])
 
 
@@ -101,7 +104,7 @@ def expand(build: Builder, x: Value, *size: Any, implicit: bool = False) -> Valu
     return build.foreign(aten.expand.default, x, target)
 
 
-@spelled("expand_as")
+@spelled("expand_as", aten.expand_as.default)
 def expand_as(build: Builder, x: Value, other: Value) -> Value:
     return expand(build, x, build.sizes(other))
 

@@ -57,6 +57,11 @@ def adaptive_avg_pool(build: Builder, x: Value, output_size: Any) -> Value:
     return build.call(F.adaptive_avg_pool2d, x, output_size=(height, width))
 
 
+@spelled(aten.adaptive_max_pool2d.default)
+def adaptive_max_pool_with_indices(build: Builder, x: Value, output_size: Any) -> Value:
+    return (build.foreign(F.adaptive_max_pool2d, x, output_size), None)
+
+
 @spelled(torch.mean, "mean", aten.mean.dim, aten.mean.default)
 def mean(
     build: Builder, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None

@@ -60,10 +60,10 @@ def take(
     size = build.fixed_size(x, dim)
     if size is not None:
         start, end = (n + size if isinstance(n, int) and n < 0 else n for n in (start, end))
-    if isinstance(end, int) and end >= (2**31 if size is None else max(size, 2**31)):
+        end = min(end, size) if isinstance(end, int) else end
+    elif isinstance(end, int) and end >= 2**31:
         end = END
-    whole = end == END or (size is not None and isinstance(end, int) and end >= size)
-    if whole and step == 1 and isinstance(start, int) and start == 0:
+    if isinstance(start, int) and start == 0 and step == 1 and end in (END, size):
         return x
     return build.call(ops.slice_tensor, x, dim=dim, start=start, end=end, step=step)
 
@@ -82,25 +82,22 @@ def select(build: Builder, x: Value, dim: int, index: Any) -> Value:
 
 @spelled(torch.split, "split", aten.split.Tensor, aten.split_with_sizes.default)
 def split(build: Builder, x: Value, split_size_or_sections: Any, dim: int = 0) -> Value:
-    size, sections = build.shape(x)[dim], split_size_or_sections
-    if isinstance(sections, int):
-        sections = [min(sections, size - i) for i in range(0, size, sections)]
-    starts = [sum(sections[:i]) for i in range(len(sections))]
-    return tuple(take(build, x, dim, s, s + n) for s, n in zip(starts, sections, strict=True))
+    sections = split_size_or_sections
+    if not isinstance(sections, Sequence):
+        count = -(-build.shape(x)[dim] // build.example(sections))
+        sections = [sections] * count
+    ends: list[Value] = []
+    for section in sections:
+        ends.append(build.shape_arithmetic(operator.add, ends[-1] if ends else 0, section))
+    pairs = zip([0, *ends[:-1]], [*ends[:-1], None], strict=True)
+    return tuple(take(build, x, dim, start, end) for start, end in pairs)
 
 
 @spelled(torch.chunk, "chunk", aten.chunk.default)
 def chunk(build: Builder, x: Value, chunks: int, dim: int = 0) -> Value:
-    length = -(-build.shape(x)[dim] // chunks)
-    if build.fixed_size(x, dim) is not None:
-        return split(build, x, length, dim)
-    # Of a free size, rounded up: each part starts where the one before ends, the last is open.
-    count = -(-build.shape(x)[dim] // length)
-    above = build.shape_arithmetic(operator.add, build.size(x, dim), chunks - 1)
-    part = build.shape_arithmetic(operator.floordiv, above, chunks)
-    ends = [build.shape_arithmetic(operator.mul, part, i + 1) for i in range(count - 1)]
-    pairs = zip([0, *ends], [*ends, None], strict=True)
-    return tuple(take(build, x, dim, start, end) for start, end in pairs)
+    rounded_up = build.shape_arithmetic(operator.add, build.size(x, dim), chunks - 1)
+    part = build.shape_arithmetic(operator.floordiv, rounded_up, chunks)
+    return split(build, x, part, dim)
 
 
 @spelled(torch.unbind, "unbind", aten.unbind.int)
@@ -108,7 +105,10 @@ def unbind(build: Builder, x: Value, dim: int = 0) -> Value:
     return tuple(select(build, x, dim, i) for i in range(build.shape(x)[dim]))
 
 
-@spelled(torch.cat, torch.concat, torch.concatenate, aten.cat.default)
+@spelled(
+    torch.cat, torch.concat, torch.concatenate, aten.cat.default, aten.concat.default,
+    aten.concatenate.default,
+)  # fmt: skip
 def concat(build: Builder, tensors: Sequence[Value], dim: int = 0) -> Value:
     if len(tensors) == 1:
         return tensors[0]

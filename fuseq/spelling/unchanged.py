@@ -40,7 +40,7 @@ def native_dropout(build: Builder, x: Value, *_: Any) -> Value:
     return (x, None)
 
 
-@spelled("to", "type", "type_as", aten._to_copy.default, aten.to.dtype)
+@spelled("to", "type", "type_as", aten._to_copy.default, aten.to.dtype, aten.type_as.default)
 def convert(build: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
     asked = [a.dtype if isinstance(a, Tensor) else a
              for a in map(build.example, (*args, *kwargs.values()))]  # fmt: skip
