@@ -100,8 +100,9 @@ class HistogramObserver(Observer):
         low, high = (float(v) for v in values.aminmax())
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(abs(low), abs(high))
-        if self.limit == 0.0:
+        if self.limit == 0.0 < largest:
             self.limit = largest
+            self.counts[BINS // 2] = self.seen - values.numel()  # all zero so far
         while largest > self.limit > 0.0:
             self._double()
         if self.limit > 0.0:

@@ -41,10 +41,16 @@ def solve(
     members: dict[str, list[fx.Node]] = {}
     for name, group in structure.group.items():
         members.setdefault(group, []).append(nodes[name])
-    chosen = {
-        group: _activation_grid(profile, structure.fixed.get(group), observers[group], values)
-        for group, values in members.items()
-    }
+    chosen: dict[str, Grid] = {}
+    for group, values in members.items():
+        if group in structure.fixed:
+            chosen[group] = _fixed_grid(*structure.fixed[group], profile.activation)
+        else:
+            low, high = observers[group].range(profile.activation)
+            grid = _inside(affine_grid(low, high, profile.activation), values)
+            means = [n for n in values if ops.name_of(program, n) == "mean"]
+            sources = [structure.group.get(n.all_input_nodes[0].name, "") for n in means]
+            chosen[group] = _not_finer(grid, [chosen[s] for s in sources if s in chosen])
     grids = {name: chosen[group] for name, group in structure.group.items()}
     integers: dict[str, Tensor] = {}
     for node in program.graph.nodes:
@@ -54,18 +60,21 @@ def solve(
     return QuantizationTable(profile, grids, integers, structure.absorbed, structure.integer)
 
 
-def _activation_grid(
-    profile: Profile, fixed: tuple[float, int] | None, observer: Observer, values: list[fx.Node]
-) -> Grid:
-    if fixed is not None:
-        scale, zero_point = fixed
-        return Grid(
-            torch.tensor(scale, dtype=torch.float32),
-            torch.tensor(zero_point, dtype=torch.int32),
-            profile.activation,
-        )
-    low, high = observer.range(profile.activation)
-    return _inside(affine_grid(low, high, profile.activation), values)
+def _fixed_grid(scale: float, zero_point: int, dtype: str) -> Grid:
+    return Grid(
+        torch.tensor(scale, dtype=torch.float32), torch.tensor(zero_point, dtype=torch.int32), dtype
+    )
+
+
+def _not_finer(grid: Grid, averaged: list[Grid]) -> Grid:
+    """Widen the grid of a mean whose steps are below 1/128 of those of what it averages.
+
+    Finer steps would resolve nothing but rounding noise, and integer kernels multiply by the ratio
+    of the steps, which must be below 256 (a mean that is always zero has the smallest of scales).
+    """
+    scales = [source.scale * 2**-7 for source in averaged]
+    scale = torch.stack([grid.scale, *scales]).amax()
+    return Grid(scale, grid.zero_point, grid.dtype)
 
 
 def _inside(grid: Grid, values: list[fx.Node]) -> Grid:
