@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import io
 import logging
 import re
 import warnings
@@ -20,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
 
 from fuseq.aliasing import stale_read
@@ -179,12 +182,13 @@ def _exported(
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Keep a library's log off the terminal: what it says comes back as the exception."""
+    """Keep a library's words off the terminal: what it says comes back as the exception."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)
 
@@ -215,10 +219,16 @@ def _replay(
             raise FuseqError(
                 "FQ101",
                 f"cannot take `{node.name}` into the graph: {error}",
-                where=str(build.source or build.scope or node.name),
-                fix="rewrite this line with plain tensor operations",
+                where=_where(build, node),
+                fix="write this line with plain tensor operations",
             ) from error
     raise AssertionError("a recorded graph has an output")
+
+
+def _where(build: Builder, node: fx.Node) -> str:
+    if build.source is None:
+        return build.scope or node.name
+    return f"{build.source}: {build.source.code}"
 
 
 def _scope(node: fx.Node) -> str:
@@ -244,12 +254,20 @@ def _argument_names(model: nn.Module, count: int) -> tuple[str, ...]:
 
 def _cannot_capture(front_end: str, error: Exception) -> FuseqError:
     location = raising_line(error)
+    where = f"{location}: {location.code}" if location else None
+    if isinstance(error, TraceError | GuardOnDataDependentSymNode):
+        return FuseqError(
+            "FQ101",
+            f"{front_end} cannot record the model: it branches on a value known only at run time",
+            where=where,
+            why="the graph must be the same for every input value",
+            fix="compute the condition from shapes or attributes, or use torch.where",
+        )
     return FuseqError(
         "FQ101",
         f"{front_end} cannot record the model: {str(error).strip().splitlines()[0]}",
-        where=f"{location}: {location.code}" if location else None,
-        why="the graph must be the same for every input value",
-        fix="compute the condition from shapes or attributes, not from tensor values",
+        where=where,
+        fix="write this line with plain tensor operations",
     )
 
 
