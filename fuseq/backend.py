@@ -94,6 +94,10 @@ class Runner(ABC):
     def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
         """Integers of every quantized value the runtime can show, by value name."""
 
+    def float_ops(self) -> Mapping[str, int] | None:
+        """Op types the runtime computes in float, with their number; None if it cannot tell."""
+        return None
+
 
 class Backend(ABC):
     """Base of every backend.

@@ -105,24 +105,31 @@ def lower(
             fix="--calib DIR (images), FILE.npz, or calibration_data() in the model file; "
             "--passes fuse-affine for a float bundle",
         )
-    program = Pipeline(tracked(steps, progress)).run(start)
+    before_data = float_steps(steps)
+    program = Pipeline(tracked(before_data, progress)).run(start)
+    target.require_lowerable(program)  # before calibration takes its time
+    program = Pipeline(tracked(steps[len(before_data) :], progress)).run(program)
     target.require_lowerable(program)
     if progress:
         progress("lower", 0)
     with staged(out, force) as stage:
         artifacts = target.lower(program, stage)
         kinds = {artifact.path: artifact.kind for artifact in artifacts}
+        files = {artifact.kind: stage / artifact.path for artifact in artifacts}
         result: CheckResult | None = None
+        float_ops: Mapping[str, int] | None = None
         if check:
             if progress:
                 progress("check", 0)
-            files = {artifact.kind: stage / artifact.path for artifact in artifacts}
+            if "int8" in files:
+                float_ops = target.runner(files["int8"]).float_ops()
             result = check_lowered(
                 start, program, float_steps(steps), target, files, _probes(data), evaluate
             )
         _write_golden(program, stage / "golden.npz")
         kinds["golden.npz"] = "golden"
         content = _content(start, program, target, data, result)
+        content["runtime_float_ops"] = float_ops
         manifest = write_manifest(stage, kinds, content)
     return Bundle(out, manifest, result)
 

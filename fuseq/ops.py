@@ -87,9 +87,11 @@ ATTRIBUTES: dict[str, frozenset[str]] = {
         "avg_pool": "kernel_size stride padding ceil_mode count_include_pad divisor_override",
         "adaptive_avg_pool": "output_size",
         "interpolate": "size scale_factor mode align_corners",
+        "interpolate_nearest": "size scale_factor mode align_corners",
         "pixel_shuffle": "upscale_factor",
         "pixel_unshuffle": "downscale_factor",
         "pad": "pad mode value",
+        "pad_value": "pad mode value",
         "mean": "dim keepdim",
         "reshape": "shape",
         "permute": "dims",
@@ -123,10 +125,12 @@ class Op:
 
 _AFFINE = frozenset(
     "conv2d conv_transpose2d linear batch_norm batch_norm1d add sub mul div concat avg_pool "
-    "pixel_shuffle pixel_unshuffle pad mean reshape permute unsqueeze slice slice_scatter".split()
+    "pixel_shuffle pixel_unshuffle pad pad_value mean reshape permute unsqueeze slice "
+    "slice_scatter".split()
 )
 _MOVES = frozenset(
-    "max_pool pixel_shuffle pixel_unshuffle pad reshape permute unsqueeze slice".split()
+    "max_pool pixel_shuffle pixel_unshuffle interpolate_nearest pad reshape permute unsqueeze "
+    "slice".split()
 )
 _BOUNDS = {
     "sigmoid": (0.0, 1.0),
@@ -135,9 +139,12 @@ _BOUNDS = {
     "tanh": (-1.0, 1.0),
 }
 
+_VARIANTS = ("interpolate_nearest", "pad_value")
+"""Names that `name_of` gives to functions with certain attributes."""
+
 VOCABULARY: dict[str, Op] = {
     name: Op(name, name in _AFFINE, name in _MOVES, _BOUNDS.get(name))
-    for name in (*MODULES.values(), *FUNCTIONS.values())
+    for name in (*MODULES.values(), *FUNCTIONS.values(), *_VARIANTS)
 }
 
 
@@ -156,6 +163,10 @@ def name_of(program: Program, node: fx.Node) -> str:
         return "constant"
     if node.op == "call_module":
         return MODULES.get(type(program.get(node)), f"foreign:{type(program.get(node)).__name__}")
+    if node.target is F.interpolate and node.kwargs["mode"] == "nearest":
+        return "interpolate_nearest"  # it moves values, where the other modes compute
+    if node.target is F.pad and node.kwargs["value"]:
+        return "pad_value"  # a fill that other grids than the input's hold
     if node.target in FUNCTIONS:
         return FUNCTIONS[node.target]
     if node.target in SHAPE_ARITHMETIC:

@@ -46,10 +46,11 @@ class OnnxBackend(Backend):
             {"conv2d", "linear", "add", "mul", "mean", "avg_pool", "leaky_relu", "sigmoid"}
         ),
         float_inside=frozenset(
-            {"relu", "clamp", "tanh", "hardsigmoid", "hardswish", "sub", "div", "prelu", "softmax"}
+            {"relu", "clamp", "tanh", "hardsigmoid", "hardswish", "sub", "div", "prelu"}
         ),
         same_grid=frozenset(
-            "max_pool pixel_shuffle reshape permute slice interpolate_nearest".split()
+            "max_pool pixel_shuffle pixel_unshuffle reshape permute unsqueeze slice pad "
+            "interpolate_nearest".split()
         ),
         tied_inputs=frozenset({"concat"}),
         absorbed={
@@ -79,6 +80,10 @@ class OnnxBackend(Backend):
             if name == "avg_pool" and _hangs_over(node) and program.quantization is not None:
                 reason = "ONNX Runtime's integer average pool divides windows over the edge wrongly"
                 fix = "count_include_pad=False, or ceil_mode=False"
+                found.append(Refusal(node.name, program.source(node), reason, fix))
+            if name == "adaptive_avg_pool" and self.dynamic and _has_free_size(program):
+                reason = "an adaptive pool has no ONNX form while the image size is open"
+                fix = "-b 'onnx{dynamic=False}' for the captured size only"
                 found.append(Refusal(node.name, program.source(node), reason, fix))
             ours = name in OWN_RULES and not needs_library(node, name)
             if ours or node.op in ("placeholder", "output"):
@@ -125,6 +130,10 @@ class OnnxBackend(Backend):
             Tool("onnx", onnx.__version__, True, "writes and checks the files"),
             Tool("onnxruntime", onnxruntime.__version__, True, f"runs the checks; {vnni}"),
         ]
+
+
+def _has_free_size(program: Program) -> bool:
+    return any(dim >= 2 for _, dim in program.origin.dynamic)
 
 
 def _hangs_over(node: fx.Node) -> bool:

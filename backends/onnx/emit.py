@@ -102,7 +102,8 @@ class _Emitter:
             integer = grid is not None and self.integer_io
             source = self.quantized[result] if integer else self.tensors[result]
             tensor = self.graph.node("Identity", [source], name)
-            dtype = DTYPES[grid.dtype] if integer and grid else DTYPES["float32"]
+            real = str(result.meta["dtype"]).removeprefix("torch.")
+            dtype = DTYPES[grid.dtype if integer and grid else real]
             shape: list[Any] = list(self.program.shape(result))
             if self.dynamic and self.program.origin.dynamic:
                 shape = [

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from torch import fx, nn
 
 from fuseq.backends.onnx.graph import Graph
@@ -97,6 +98,30 @@ def _avg_pool(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[st
     )
 
 
+def _adaptive_avg_pool(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    """Average pool where all bins have one size, else `rows @ x @ columns` with bin matrices."""
+    sizes = program.shape(node.all_input_nodes[0])[2:]
+    outputs: Any = node.kwargs["output_size"]
+    if all(n % out == 0 for n, out in zip(sizes, outputs, strict=True)):
+        kernel = [n // out for n, out in zip(sizes, outputs, strict=True)]
+        return graph.node(
+            "AveragePool", inputs, node.name, kernel_shape=kernel, strides=kernel, pads=[0] * 4
+        )
+    rows, columns = (graph.constant(_bins(n, out)) for n, out in zip(sizes, outputs, strict=True))
+    averaged = graph.node("MatMul", [rows, *inputs], f"{node.name}.rows")
+    turned = graph.node("Transpose", [columns], f"{node.name}.columns", perm=[1, 0])
+    return graph.node("MatMul", [averaged, turned], node.name)
+
+
+def _bins(size: int, outputs: int) -> npt.NDArray[np.float32]:
+    """Averaging matrix `[outputs, size]`: bin i is `floor(i n / m)` up to `ceil((i + 1) n / m)`."""
+    matrix = np.zeros((outputs, size), dtype=np.float32)
+    for i in range(outputs):
+        start, end = i * size // outputs, -(-(i + 1) * size // outputs)
+        matrix[i, start:end] = 1 / (end - start)
+    return matrix
+
+
 def _mean(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
     dims: Any = node.kwargs["dim"]
     keep = bool(node.kwargs["keepdim"])
@@ -152,6 +177,7 @@ FLOAT_OPS: dict[str, Rule] = {
     "silu": _silu,
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
+    "adaptive_avg_pool": _adaptive_avg_pool,
     "mean": _mean,
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -42,8 +44,8 @@ def export_node(program: Program, node: fx.Node) -> onnx.ModelProto:
     examples = tuple(_example(program, operand) for operand in operands)
     axes = {
         f"x{i}": {d: f"x{i}_{d}" for d in range(x.dim())}
-        for i, x in enumerate(examples)
-        if program.origin.dynamic
+        for i, (x, operand) in enumerate(zip(examples, operands, strict=True))
+        if program.origin.dynamic and operand.op != "get_attr"
     }
     buffer = io.BytesIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _silent():
@@ -63,13 +65,20 @@ def export_node(program: Program, node: fx.Node) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep the exporter's own log, which dumps its graph on failure, off the terminal."""
-    before = torch._C._jit_is_onnx_log_enabled()
-    torch._C._jit_set_onnx_log_enabled(False)
+    """Keep the terminal clean: on failure the exporter dumps its graph from C++, past `sys`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = {stream: os.dup(stream) for stream in (1, 2)}
+    sink = os.open(os.devnull, os.O_WRONLY)
     try:
+        for stream in saved:
+            os.dup2(sink, stream)
         yield
     finally:
-        torch._C._jit_set_onnx_log_enabled(before)
+        for stream, copied in saved.items():
+            os.dup2(copied, stream)
+            os.close(copied)
+        os.close(sink)
 
 
 def inline_node(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ DTYPES: Mapping[str, int] = {
     "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
     "float32": TensorProto.FLOAT,
+    "bool": TensorProto.BOOL,
 }
 
 

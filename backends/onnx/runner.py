@@ -8,13 +8,15 @@ for its exact kernels instead, and says so in its note.
 from __future__ import annotations
 
 import platform
+import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import helper
+from onnx import TensorProto, helper
 
 from fuseq.backend import Runner
 from fuseq.errors import FuseqError
@@ -27,6 +29,13 @@ _DTYPES = {
     "tensor(int16)": "int16",
     "tensor(int64)": "int64",
 }
+
+
+_GIVES_SIZES = frozenset({"Shape", "Size"})
+_MOVES = _GIVES_SIZES | frozenset(
+    "Identity Reshape Flatten Transpose Squeeze Unsqueeze Expand Concat Split Slice Gather Pad "
+    "DepthToSpace SpaceToDepth MaxPool".split()
+)
 
 
 class OrtRunner(Runner):
@@ -70,16 +79,23 @@ class OrtRunner(Runner):
 
     def optimized_ops(self) -> tuple[str, ...]:
         """Op types of the graph the runtime really runs, in order."""
-        options = _options()
-        target = self._file.with_name(f".{self._file.name}.optimized")
-        options.optimized_model_filepath = str(target)
-        try:
-            onnxruntime.InferenceSession(
-                str(self._file), options, providers=["CPUExecutionProvider"]
-            )
-            return tuple(node.op_type for node in onnx.load(str(target)).graph.node)
-        finally:
-            target.unlink(missing_ok=True)
+        return tuple(node.op_type for node in _optimized(self._file).node)
+
+    def float_ops(self) -> Mapping[str, int]:
+        """Op types computed in float after the runtime's own optimizations, with their number.
+
+        What only moves values does not count. Layouts that depend on the machine are left out.
+        """
+        graph = _optimized(self._file)
+        floats = {v.name for v in graph.input if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+        found: Counter[str] = Counter()
+        for node in graph.node:
+            reads = node.op_type != "QuantizeLinear" and any(i in floats for i in node.input)
+            if node.op_type == "DequantizeLinear" or (reads and node.op_type not in _GIVES_SIZES):
+                floats.update(node.output)
+            if reads and node.op_type not in _MOVES:
+                found[node.op_type] += 1
+        return dict(sorted(found.items()))
 
     def _feeds(self, inputs: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         return {spec.name: x for spec, x in zip(self._session.get_inputs(), inputs, strict=True)}
@@ -111,6 +127,16 @@ def _session(model: bytes, file: Path) -> onnxruntime.InferenceSession:
             where=str(file.name),
             fix="is it an ONNX file, and written by this version?",
         ) from error
+
+
+def _optimized(file: Path) -> onnx.GraphProto:
+    options = _options()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(target)
+        onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return onnx.load(str(target)).graph
 
 
 def _with_integers(file: Path) -> onnx.ModelProto:

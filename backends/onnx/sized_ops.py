@@ -77,6 +77,7 @@ def _reshape(graph: Graph, program: Program, node: fx.Node, source: str, size: S
 SIZED_OPS: dict[str, Rule] = {
     "slice": _slice,
     "pad": _pad,
+    "pad_value": _pad,
     "interpolate": _interpolate,
     "interpolate_nearest": _interpolate,
     "reshape": _reshape,

@@ -267,6 +267,7 @@ RULES: dict[str, Rule] = {
     "concat": _concat,
     "avg_pool": _avg_pool,
     "pad": _pad,
+    "pad_value": _pad,
     "slice": _slice,
     "slice_scatter": _slice_scatter,
     "pixel_unshuffle": _pixel_unshuffle,
