@@ -48,9 +48,9 @@ def solve(
         else:
             low, high = observers[group].range(profile.activation)
             grid = _inside(affine_grid(low, high, profile.activation), values)
-            means = [n for n in values if ops.name_of(program, n) == "mean"]
-            sources = [structure.group.get(n.all_input_nodes[0].name, "") for n in means]
-            chosen[group] = _not_finer(grid, [chosen[s] for s in sources if s in chosen])
+            sums = [n for n in values if ops.name_of(program, n) in ("add", "sub", "mean")]
+            terms = [structure.group.get(a.name, "") for n in sums for a in n.all_input_nodes]
+            chosen[group] = _not_finer(grid, [chosen[t] for t in terms if t in chosen])
     grids = {name: chosen[group] for name, group in structure.group.items()}
     integers: dict[str, Tensor] = {}
     for node in program.graph.nodes:
@@ -66,13 +66,14 @@ def _fixed_grid(scale: float, zero_point: int, dtype: str) -> Grid:
     )
 
 
-def _not_finer(grid: Grid, averaged: list[Grid]) -> Grid:
-    """Widen the grid of a mean whose steps are below 1/128 of those of what it averages.
+def _not_finer(grid: Grid, terms: list[Grid]) -> Grid:
+    """Widen the grid of a sum or mean whose steps are below 1/128 of those of a term.
 
-    Finer steps would resolve nothing but rounding noise, and integer kernels multiply by the ratio
-    of the steps, which must be below 256 (a mean that is always zero has the smallest of scales).
+    Finer steps would resolve nothing but the term's rounding noise, and integer kernels multiply by
+    the ratio of the steps: one that is not below 256 they refuse, or answer with noise. (A sum that
+    is always zero, as that of a dead channel or of `x - x`, has the smallest of scales.)
     """
-    scales = [source.scale * 2**-7 for source in averaged]
+    scales = [term.scale * 2**-7 for term in terms]
     scale = torch.stack([grid.scale, *scales]).amax()
     return Grid(scale, grid.zero_point, grid.dtype)
 
