@@ -17,9 +17,10 @@ class BNAndPad(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         output = self.bn(x)
         if self.pixels > 0:
-            pad_values = self.bn.bias - self.bn.running_mean * self.bn.weight / torch.sqrt(
-                self.bn.running_var + self.bn.eps
-            )
+            mean, var = self.bn.running_mean, self.bn.running_var
+            assert mean is not None
+            assert var is not None
+            pad_values = self.bn.bias - mean * self.bn.weight / torch.sqrt(var + self.bn.eps)
             output = nn.functional.pad(output, [self.pixels] * 4)
             pad_values = pad_values.view(1, -1, 1, 1)
             output[:, :, 0 : self.pixels, :] = pad_values

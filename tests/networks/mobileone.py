@@ -1,5 +1,7 @@
 """MobileOne: sums of k x k, 1 x 1 and identity branches, depthwise and pointwise, with SE."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -58,7 +60,7 @@ class MobileOne(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (8, 16, 24), classes: int = 10) -> None:
         super().__init__()
         layers: list[nn.Module] = [MobileOneBlock(3, widths[0], 3, stride=2)]
-        for index, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for index, (a, b) in enumerate(pairwise(widths)):
             last = index == len(widths) - 2
             for inputs, stride in ((a, 2), (b, 1)):
                 layers.append(MobileOneBlock(inputs, inputs, 3, stride, groups=inputs, se=last))
