@@ -29,12 +29,14 @@ class CalibrationSource:
         batches: gives the batches anew at each call.
         limit: largest number of batches used.
         synthetic: not real data: whatever is made with it says so.
+        count: number of batches, where it is known without reading them.
     """
 
     origin: str
     batches: Callable[[], Iterable[Any]]
     limit: int
     synthetic: bool = False
+    count: int | None = None
 
     def __iter__(self) -> Iterator[Any]:
         """At most `limit` batches.
@@ -88,7 +90,7 @@ def _open(source: str | None, target: Target, limit: int) -> CalibrationSource:
         file = Path(target.name.partition(":")[0]).name
         return CalibrationSource(f"{file}:calibration_data", own, limit)
     if source == "random":
-        return CalibrationSource("random", lambda: _random(target), limit, synthetic=True)
+        return CalibrationSource("random", lambda: _random(target), limit, True, limit)
     path = Path(source)
     if path.is_dir():
         return _folder(path, target, limit)
@@ -137,7 +139,12 @@ def _folder(path: Path, target: Target, limit: int) -> CalibrationSource:
         return planes if planes.dim() == 4 else planes[None]
 
     how = "preprocess()" if preprocess else f"{mode}/255, planes, unscaled"
-    return CalibrationSource(f"{path.resolve().name} ({how})", lambda: map(read, files), limit)
+    return CalibrationSource(
+        f"{path.resolve().name} ({how})",
+        lambda: map(read, files),
+        limit,
+        count=min(limit, len(files)),
+    )
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
@@ -176,5 +183,8 @@ def _arrays(path: Path, target: Target, limit: int) -> CalibrationSource:
         )
     tensors = [torch.from_numpy(array) for array in arrays.values()]
     return CalibrationSource(
-        path.name, lambda: zip(*(torch.split(t, 1) for t in tensors), strict=True), limit
+        path.name,
+        lambda: zip(*(torch.split(t, 1) for t in tensors), strict=True),
+        limit,
+        count=min(limit, len(tensors[0])),
     )

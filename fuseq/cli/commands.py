@@ -89,8 +89,9 @@ def lower(
     calib: Calibration = None,
     samples: Samples = 128,
     observer: Annotated[
-        str, typer.Option(help="minmax, moving-average, percentile or mse.")
-    ] = "minmax",
+        str | None,
+        typer.Option(help="minmax, moving-average, percentile or mse. [default: minmax]"),
+    ] = None,
     weights: Weights = None,
     arg: Arguments,
     input: Inputs,

@@ -17,14 +17,12 @@ import fuseq
 from fuseq.affine.prove import Certificate
 from fuseq.affine.refusal import Refusal
 from fuseq.bundle import MANIFEST, require_writable
-from fuseq.calibration import load_calibration, read_arrays
+from fuseq.calibration import CalibrationSource, load_calibration, read_arrays
 from fuseq.cli.progress import progress
 from fuseq.cli.streams import Result, message
 from fuseq.cli.tables import table
 from fuseq.equivalence.result import CheckResult
-from fuseq.lowering import Calibration
 from fuseq.pass_spec import parse_backend, parse_passes
-from fuseq.quant.calibrate import batches_of
 from fuseq.target import Target, load_target, parse_arguments
 
 FLOAT_PASSES = "fuse-affine"
@@ -57,10 +55,9 @@ class Source:
             self.target, arguments=arguments, inputs=self.inputs, weights=self.weights
         )
 
-    def batches(self, target: Target) -> Calibration:
-        """Read the calibration data."""
-        source = load_calibration(self.calibration, target, self.samples)
-        return Calibration(tuple(batches_of(source)), source.origin, source.synthetic)
+    def batches(self, target: Target) -> CalibrationSource:
+        """The calibration data, read as it is needed."""
+        return load_calibration(self.calibration, target, self.samples)
 
 
 def lower(
@@ -69,7 +66,7 @@ def lower(
     backend: str,
     out: Path,
     passes: str | None,
-    observer: str,
+    observer: str | None,
     force: bool,
     quiet: bool,
 ) -> Result:
@@ -82,7 +79,7 @@ def lower(
     require_writable(out, force)
     target = source.load()
     data = source.batches(target) if needs_data or source.calibration else None
-    totals = dict.fromkeys(("recalibrate-bn", "quantize"), len(data.batches)) if data else {}
+    totals = {"quantize": data.count} if data and data.count else {}
     with progress(quiet, totals) as report:
         bundle = fuseq.lower(
             target.model,
@@ -97,8 +94,11 @@ def lower(
             progress=report,
         )
     assert bundle.result is not None
+    message(Group(*_counts(bundle.manifest)))
     document = {
         "bundle": str(bundle.path),
+        "ops": bundle.manifest["ops"],
+        "parameters": bundle.manifest["parameters"],
         "files": bundle.manifest["files"],
         "checks": bundle.result.to_json()["checks"],
         "passed": bundle.result.passed,
@@ -125,7 +125,7 @@ def fuse(source: Source, *, passes: str | None, explain: bool, quiet: bool) -> R
             target.model,
             target.example_inputs,
             passes=pipeline,
-            calibration=data.batches if data else None,
+            calibration=data,
             progress=report,
         )
     assert program.report is not None
@@ -198,13 +198,17 @@ def _numbers(values: Mapping[str, float | int]) -> str:
     )
 
 
-def _fusion(report: Mapping[str, Any]) -> list[RenderableType]:
+def _counts(report: Mapping[str, Any]) -> list[RenderableType]:
     counts = table("", "before", "after")
     for name, key in (("convolutions", "conv"), ("batch norms", "bn")):
         counts.add_row(name, *(str(report["ops"][f"{key}_{when}"]) for when in ("before", "after")))
     counts.add_row("parameters", *(f"{n:,}" for n in report["parameters"].values()))
+    return [counts]
+
+
+def _fusion(report: Mapping[str, Any]) -> list[RenderableType]:
     error = (
         f"largest error: {report['max_rel_error_f64']:.1e} relative in float64, "
         f"{report['max_abs_error_f32']:.1e} absolute in float32"
     )
-    return [counts, error, *(f"note: {note}" for note in report["notes"])]
+    return [*_counts(report), error, *(f"note: {note}" for note in report["notes"])]

@@ -1,0 +1,112 @@
+"""What a bundle says of itself: how its files came about, its interface, and recorded outputs.
+
+Nothing measured in floats is in here: a manifest is bytes that must come out the same twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from fuseq.api import structure_counts
+from fuseq.equivalence.lowered import sizes
+from fuseq.equivalence.result import CheckResult
+from fuseq.program import Program
+from fuseq.quant.calibrate import batches_of
+
+
+def describe_lowering(
+    captured: Program,
+    program: Program,
+    calibration: Iterable[Any] | None,
+    result: CheckResult | None,
+    runtime_float_ops: Mapping[str, int] | None,
+) -> dict[str, Any]:
+    """How a program came about, as the manifest tells it.
+
+    Args:
+        captured: before any pass.
+        program: what was lowered.
+        calibration: the data, read once more.
+        result: of the checks, if they ran.
+        runtime_float_ops: ops that the runtime computes in float, with their number, if known.
+    """
+    islands = [
+        name
+        for record in program.history
+        for detail in record.details
+        for name in getattr(detail, "islands", ())
+    ]
+    return {
+        **structure_counts(captured, program),
+        "capture": program.origin.front_end,
+        "notes": list(program.origin.notes),
+        "passes": [{"name": r.name, "rewrites": r.rewrites} for r in program.history],
+        "calibration": None if calibration is None else describe_calibration(calibration),
+        "inputs": _interface(program, program.inputs(), program.input_names),
+        "outputs": _interface(program, program.outputs(), program.output_names),
+        "float_islands": islands,
+        "runtime_float_ops": None if runtime_float_ops is None else dict(runtime_float_ops),
+        "checks": [
+            {"id": c.id, "pair": c.pair, "class": c.kind, "passed": c.passed}
+            for c in (result.checks if result else ())
+        ],
+    }
+
+
+def describe_calibration(calibration: Iterable[Any]) -> dict[str, Any]:
+    """Origin, number of batches and a sha256 over their shapes, dtypes and values, in order."""
+    digest, count = hashlib.sha256(), 0
+    for batch in batches_of(calibration):
+        count += 1
+        for tensor in batch:
+            digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return {
+        "origin": getattr(calibration, "origin", "given"),
+        "batches": count,
+        "sha256": digest.hexdigest(),
+        "synthetic": getattr(calibration, "synthetic", False),
+    }
+
+
+def write_golden(program: Program, file: Path) -> None:
+    """Inputs and what the program makes of them, for checks without the model.
+
+    The example inputs, or smaller ones of their kind where those are large frames.
+    """
+    inputs = sizes(program)[0]
+    with torch.no_grad():
+        outputs = pytree.tree_leaves(program(*inputs))
+    arrays = {f"input.{n}": x for n, x in zip(program.input_names, inputs, strict=True)}
+    arrays |= {f"output.{n}": y for n, y in zip(program.output_names, outputs, strict=True)}
+    np.savez_compressed(file, **{name: tensor.numpy() for name, tensor in arrays.items()})  # type: ignore[arg-type]
+
+
+def _interface(
+    program: Program, nodes: Sequence[fx.Node], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    described = []
+    for index, (name, node) in enumerate(zip(names, nodes, strict=True)):
+        shape = list(program.shape(node))
+        entry: dict[str, Any] = {
+            "name": name,
+            "shape": shape,
+            "dtype": str(node.meta["dtype"]).removeprefix("torch."),
+            "layout": "NCHW" if len(shape) == 4 else None,
+        }
+        if node.op == "placeholder":
+            entry["free"] = [d for i, d in program.origin.dynamic if i == index]
+        grid = program.quantization and program.quantization.grids.get(node.name)
+        if grid:
+            scale, zero_point = float(grid.scale), int(grid.zero_point)
+            entry["grid"] = {"dtype": grid.dtype, "scale": scale, "zero_point": zero_point}
+        described.append(entry)
+    return described
