@@ -165,7 +165,7 @@ def name_of(program: Program, node: fx.Node) -> str:
         return MODULES.get(type(program.get(node)), f"foreign:{type(program.get(node)).__name__}")
     if node.target is F.interpolate and node.kwargs["mode"] == "nearest":
         return "interpolate_nearest"  # it moves values, where the other modes compute
-    if node.target is F.pad and node.kwargs["value"]:
+    if node.target is F.pad and node.kwargs.get("value"):
         return "pad_value"  # a fill that other grids than the input's hold
     if node.target in FUNCTIONS:
         return FUNCTIONS[node.target]

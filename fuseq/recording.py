@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import io
-import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +27,7 @@ from fuseq.aliasing import stale_read
 from fuseq.build import Builder, Value
 from fuseq.errors import FuseqError
 from fuseq.program import Origin, Program
+from fuseq.quiet import quiet_torch
 from fuseq.source_lines import raising_line, recorded_line
 from fuseq.spelling import RULES
 
@@ -55,9 +54,10 @@ def record(
         FuseqError: FQ101 if the front end cannot record the model, FQ104 if its recording would
             compute something else.
     """
-    if front_end == "fx":
-        return _from_fx(model, inputs, probes)
-    return _from_export(model, inputs, probes)
+    with quiet_torch():
+        if front_end == "fx":
+            return _from_fx(model, inputs, probes)
+        return _from_export(model, inputs, probes)
 
 
 # --- torch.fx -----------------------------------------------------------------------------------
@@ -173,24 +173,11 @@ def _run_export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Ex
 def _exported(
     model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any
 ) -> torch.export.ExportedProgram:
-    with warnings.catch_warnings(), torch.no_grad(), _quiet("torch"):
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         exported = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes, strict=False)
         functional: torch.export.ExportedProgram = exported.run_decompositions({})
     return functional
-
-
-@contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Keep a library's words off the terminal: what it says comes back as the exception."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _per_argument(model: nn.Module, dynamic: tuple[Any, ...]) -> Any:

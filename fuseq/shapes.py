@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fuseq.errors import FuseqError
 from fuseq.program import Program
+from fuseq.quiet import quiet_torch
 
 
 def propagate(program: Program) -> None:
@@ -19,7 +20,7 @@ def propagate(program: Program) -> None:
         FuseqError: FQ203 naming the first node that cannot run.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake, torch.no_grad():
+    with fake, torch.no_grad(), quiet_torch():
         inputs = [fake.from_tensor(x, static_shapes=True) for x in program.example_inputs]
         _Recorder(program).run(*inputs)
 

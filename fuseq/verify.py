@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from fuseq import ops
 from fuseq.program import Program
+from fuseq.quiet import quiet_torch
 
 
 def problems(program: Program) -> list[str]:
@@ -29,18 +31,18 @@ def problems(program: Program) -> list[str]:
         program.graph.lint()
     except Exception as error:
         return [str(error).splitlines()[0]]
-    return [text for node in program.graph.nodes for text in _node_problems(program, node)]
+    calls = Counter(node.target for node in program.graph.nodes if node.op == "call_module")
+    return [text for node in program.graph.nodes for text in _node_problems(program, node, calls)]
 
 
-def _node_problems(program: Program, node: fx.Node) -> Iterator[str]:
+def _node_problems(
+    program: Program, node: fx.Node, calls: Counter[fx.node.Target]
+) -> Iterator[str]:
     name = ops.name_of(program, node)
     here = program.where(node)
     if node.op == "call_module":
-        calls = [
-            n for n in program.graph.nodes if n.op == "call_module" and n.target == node.target
-        ]
-        if len(calls) > 1 and calls[0] is node:
-            yield f"{here}: module `{node.target}` is called {len(calls)} times"
+        if calls[node.target] > 1:
+            yield f"{here}: module `{node.target}` is called {calls[node.target]} times"
         if program.get(node).training:
             yield f"{here}: module `{node.target}` is in training mode"
         if node.kwargs:
@@ -49,9 +51,9 @@ def _node_problems(program: Program, node: fx.Node) -> Iterator[str]:
         missing = ops.ATTRIBUTES.get(name, frozenset()) ^ set(node.kwargs)
         if missing:
             yield f"{here}: attributes of {name} differ by {sorted(missing)}"
-    if node.op not in ("output",) and name != "shape" and "shape" not in node.meta:
-        if not name.startswith("foreign"):
-            yield f"{here}: no shape was recorded"
+    tensor = node.op != "output" and name != "shape" and not name.startswith("foreign")
+    if tensor and "shape" not in node.meta:
+        yield f"{here}: no shape was recorded"
 
 
 def perturb(program: Program, seed: int = 0) -> None:
@@ -126,7 +128,7 @@ def takes(program: Program, shapes: Sequence[Sequence[int]]) -> bool:
     level = log.level
     log.setLevel(logging.CRITICAL)  # a size that does not fit is an answer here, not a failure
     try:
-        with fake, torch.no_grad():
+        with fake, torch.no_grad(), quiet_torch():
             examples = zip(shapes, program.example_inputs, strict=True)
             _forward(program, tuple(torch.empty(shape, dtype=x.dtype) for shape, x in examples))
     except Exception:
