@@ -64,7 +64,7 @@ class DBBNet(nn.Module):
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
         self.stem = DiverseBranchBlock(3, 8, stride=2)
-        self.body = nn.Sequential(DiverseBranchBlock(8, 8), DiverseBranchBlock(8, 16, stride=2))
+        self.body = DiverseBranchBlock(8, 16, stride=2)
         self.head = nn.Linear(16, classes)
 
     def forward(self, x: Tensor) -> Tensor:
