@@ -63,6 +63,19 @@ def _clamp(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str])
     return graph.node("Clip", [*inputs, *names], node.name)
 
 
+def _softmax(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    """Between two quantizers the runtime would take its integer kernel for a Softmax.
+
+    That kernel overflows to zero where one or two inputs share an axis, and rounds the reciprocal
+    of the output's scale down. It knows no LogSoftmax.
+    """
+    axis: Any = node.kwargs["dim"]
+    if program.quantization is None:
+        return graph.node("Softmax", inputs, node.name, axis=axis)
+    logarithm = graph.node("LogSoftmax", inputs, f"{node.name}.logarithm", axis=axis)
+    return graph.node("Exp", [logarithm], node.name)
+
+
 def _silu(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
     gate = graph.node("Sigmoid", inputs, f"{node.name}.gate")
     return graph.node("Mul", [inputs[0], gate], node.name)
@@ -171,7 +184,7 @@ FLOAT_OPS: dict[str, Rule] = {
     "hardswish": _plain("HardSwish"),
     "hardsigmoid": _plain("HardSigmoid", alpha=1 / 6, beta=0.5),
     "leaky_relu": _from_kwargs("LeakyRelu", alpha="negative_slope"),
-    "softmax": _from_kwargs("Softmax", axis="dim"),
+    "softmax": _softmax,
     "concat": _from_kwargs("Concat", axis="dim"),
     "clamp": _clamp,
     "silu": _silu,

@@ -1,0 +1,131 @@
+"""Random networks, lowered, against ONNX Runtime: every integer of every value, at two sizes.
+
+A long run is `python -m tests.quant.test_parity_fuzz FIRST LAST`; a seed that fails belongs below.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fuseq
+from fuseq import plugins
+from fuseq.backend import Backend
+from fuseq.equivalence import Check
+from fuseq.program import Program
+from tests.quant.random_networks import SIZES, RandomNetwork
+
+OnnxBackend = plugins.load("backends", "onnx")
+BACKENDS = [
+    OnnxBackend(opset=opset, io=io, dynamic=dynamic, simplify=False)
+    for opset, io, dynamic in itertools.product((18, 21), ("float", "integer"), (True, False))
+]
+OBSERVERS = ("minmax", "moving-average", "percentile", "mse")
+
+FOUND = (1107, 2038, 2125, 2281, 2132, 3009)
+"""Seeds that failed once: a linear layer on a map, the mean of a dead channel, x - x, softmax."""
+
+
+def parity(
+    program: Program, backend: Backend, calibration: Sequence[Tensor], observer: str, out: Path
+) -> list[Check]:
+    """Parity checks of a lowered program."""
+    bundle = fuseq.lower(
+        program, backend=backend, out=out, calibration=calibration, observer=observer,
+        passes="legalize,quantize",
+    )  # fmt: skip
+    assert bundle.result is not None
+    checks = [check for check in bundle.result.checks if check.kind == "parity"]
+    assert not any(check.metrics["differing"] for check in checks), bundle.result.first_divergence
+    assert all(check.passed for check in checks), bundle.result.first_divergence
+    return checks
+
+
+def fuzzed(seed: int, out: Path) -> list[Check]:
+    """Parity checks of one random network."""
+    draw = random.Random(seed)
+    net = RandomNetwork(seed, draw.choice((3, 6, 10, 14))).eval()
+    generator = torch.Generator().manual_seed(seed)
+    program = fuseq.capture(net, net.inputs(SIZES[0], generator))
+    calibration = [net.inputs((2, *SIZES[0][1:]), generator) for _ in range(2)]
+    return parity(program, BACKENDS[seed % 8], calibration, draw.choice(OBSERVERS), out / str(seed))
+
+
+@pytest.mark.parametrize("seed", [*range(12), *FOUND])
+def test_random_networks_agree_in_every_integer(seed: int, tmp_path: Path) -> None:
+    checks = fuzzed(seed, tmp_path)
+    assert sum(check.metrics["total"] for check in checks) > 100
+
+
+class Call(nn.Module):
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__()
+        self.function, self.conv, self.linear = function, nn.Conv2d(3, 3, 3), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(self, x)
+
+
+CASES: dict[str, Callable[[Any, Tensor], object]] = {
+    "softmax-of-two": lambda m, x: m.conv(F.softmax(m.conv(x)[:, :2], 1).repeat(1, 2, 1, 1)[:, 1:]),
+    "softmax-between-convs": lambda m, x: m.conv(F.softmax(m.conv(x), 1)),
+    "always-zero-sum": lambda m, x: (
+        m.conv(x - x),
+        m.conv(x) + (-x[:, :, 2:, 2:] + x[..., 2:, 2:]),
+    ),
+    "dead-mean": lambda m, x: m.conv(x) * torch.relu(m.conv(x) - 99).mean((2, 3), keepdim=True),
+    "linear-on-a-map": lambda m, x: m.linear(m.conv(x).permute(0, 2, 3, 1)),
+    "clamp-without-zero": lambda m, x: m.conv(torch.clamp(m.conv(x), 0.25, 0.75)),
+    "float-operand-of-concat": lambda m, x: m.conv(torch.cat([F.elu(m.conv(x)), m.conv(x)], 2)),
+    "silu-before-concat": lambda m, x: m.conv(torch.cat([F.silu(m.conv(x)), m.conv(x)], 2)),
+    "pool-hanging-over": lambda m, x: F.avg_pool2d(m.conv(x), 3, 2, 0, True, True),
+    "pool-hanging-over-padded": lambda m, x: F.avg_pool2d(m.conv(x), 3, 2, 1, True, False),
+    "output-used-inside": lambda m, x: (lambda y: (y, m.conv(y), x))(m.conv(x)),
+    "concat-of-one-value": lambda m, x: (lambda y: m.conv(torch.cat([y, y], 2)))(m.conv(x)),
+    "activation-shared": lambda m, x: (lambda y: (torch.relu(y), F.relu6(y)))(m.conv(x)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_networks_that_once_differed(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    program = fuseq.capture(Call(CASES[name]).eval(), torch.rand(1, 3, 12, 14))
+    calibration = [torch.rand(2, 3, 12, 14) - 0.4 for _ in range(2)]
+    for index, backend in enumerate((BACKENDS[0], BACKENDS[-1])):
+        parity(program, backend, calibration, "minmax", tmp_path / str(index))
+
+
+def test_integer_pools_the_runtime_gets_wrong_are_refused(tmp_path: Path) -> None:
+    program = fuseq.capture(
+        Call(lambda m, x: F.avg_pool2d(m.conv(x), 3, 2, 1, True, True)).eval(),
+        torch.rand(1, 3, 12, 14),
+    )
+    with pytest.raises(fuseq.FuseqError, match="average pool") as caught:
+        parity(program, BACKENDS[0], [torch.rand(2, 3, 12, 14)], "minmax", tmp_path / "bundle")
+    assert caught.value.code == "FQ501"
+
+
+def main(first: int, last: int) -> None:
+    """Run seeds and print what fails."""
+    compared = 0
+    for seed in range(first, last):
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                compared += sum(int(c.metrics["total"]) for c in fuzzed(seed, Path(folder)))
+        except Exception as error:
+            print(seed, type(error).__name__, str(error).splitlines()[0], flush=True)
+    print(f"{last - first} networks, {compared} integers")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
