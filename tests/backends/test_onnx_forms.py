@@ -1,0 +1,154 @@
+"""What the onnx backend writes of ops with no integer kernel, odd shapes and odd interfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fuseq
+from fuseq import plugins
+
+IMAGE = (torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)),)
+
+
+class Between(nn.Module):
+    """A convolution, a function, a convolution."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], inputs: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.function = function
+        self.last = nn.Conv2d(inputs, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(x)))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.depth = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(1, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, image: Tensor, depth: Tensor) -> dict[str, Tensor]:
+        logits = self.head(torch.relu(self.image(image) + self.depth(depth)))
+        return {"logits": logits, "best": logits.argmax(1), "depth": torch.sigmoid(depth)}
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.norm = nn.LayerNorm(16)
+        self.qkv, self.head = nn.Linear(16, 48), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(self.patches(x).flatten(2).transpose(1, 2))
+        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
+        weights = (q @ k.transpose(1, 2) * 0.25).softmax(dim=-1)
+        return self.head((weights @ v).mean(1))
+
+
+def tokens(*shape: int) -> tuple[Tensor, ...]:
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(0)),)
+
+
+Case = tuple[nn.Module, tuple[Tensor, ...], list[str], dict[str, int]]
+"""Network, inputs, values that stay float, float ops in the runtime."""
+
+CASES: dict[str, Callable[[], Case]] = {
+    "transposed convolution": lambda: (
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2, 2), nn.Conv2d(6, 4, 1)
+        ), IMAGE, ["_2"], {"ConvTranspose": 1}),
+    "bilinear resize": lambda: (
+        Between(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")),
+        IMAGE, ["interpolate"], {"Resize": 1}),
+    "nearest resize": lambda: (Between(lambda x: F.interpolate(x, scale_factor=2)), IMAGE, [], {}),
+    "pad": lambda: (Between(lambda x: F.pad(x, (1, 2, 0, 1))), IMAGE, [], {}),
+    "reflected pad": lambda: (Between(lambda x: F.pad(x, (1, 1, 1, 1), "reflect")), IMAGE, [], {}),
+    "pad with a value": lambda: (
+        Between(lambda x: F.pad(x, (1, 1, 1, 1), value=9.0)), IMAGE, ["pad"], {}),
+    "pixel unshuffle": lambda: (Between(lambda x: F.pixel_unshuffle(x, 2), 32), IMAGE, [], {}),
+    "prelu": lambda: (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.Conv2d(8, 4, 1)),
+        IMAGE, [], {"PRelu": 1}),
+    "convolution over time": lambda: (
+        nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 1)),
+        tokens(1, 4, 50), ["conv1d", "conv1d_1"], {"Conv": 2}),
+    "dense layers": lambda: (
+        nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)), tokens(1, 12), [], {}),
+    "dense layers on tokens": lambda: (
+        nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)), tokens(2, 7, 12), [], {}),
+    "two inputs, a dict of outputs, one of integers": lambda: (
+        TwoInputs(), (*IMAGE, *tokens(1, 1, 32, 32)), [], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_rest_is_exact(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, inputs, islands, float_ops = CASES[name]()
+    bundle = fuseq.lower(model, inputs, out=tmp_path / "out", calibration=[inputs])
+    assert bundle.result is not None
+    bundle.result.raise_for_status()
+    parity = [check.metrics for check in bundle.result.checks if check.kind == "parity"]
+    assert [m["differing"] for m in parity] == [0, 0]
+    assert bundle.manifest["float_islands"] == islands
+    assert bundle.manifest["runtime_float_ops"] == float_ops
+
+
+def test_attention_keeps_its_accuracy(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    bundle = fuseq.lower(Attention(), IMAGE, out=tmp_path / "out", calibration=[IMAGE])
+    assert bundle.result is not None
+    bundle.result.raise_for_status()
+    (fidelity,) = [check.metrics for check in bundle.result.checks if check.kind == "fidelity"]
+    assert fidelity["sqnr_db"] > 30
+    assert "softmax" in bundle.manifest["float_islands"]
+
+
+@pytest.mark.parametrize("size", [(4, 4), (6, 5), (48, 7)])
+def test_adaptive_pools_of_a_fixed_size(size: tuple[int, int], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Between(nn.AdaptiveAvgPool2d(size))
+    backend = plugins.load("backends", "onnx")(dynamic=False)
+    bundle = fuseq.lower(
+        model, IMAGE, backend=backend, out=tmp_path / "out", calibration=[IMAGE]
+    )  # fmt: skip
+    assert bundle.result is not None
+    bundle.result.raise_for_status()
+    assert bundle.manifest["float_islands"] == ["adaptive_avg_pool"]
+
+
+def test_an_adaptive_pool_of_an_open_size_is_refused(tmp_path: Path) -> None:
+    model = Between(nn.AdaptiveAvgPool2d(6))
+    with pytest.raises(fuseq.FuseqError, match="FQ501") as caught:
+        fuseq.lower(model, IMAGE, out=tmp_path / "out", calibration=[IMAGE])
+    assert "cannot lower 1 of the program's nodes" in str(caught.value)
+    assert "-b 'onnx{dynamic=False}'" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refusal_comes_before_calibration_and_writes_nothing_to_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = Between(lambda x: torch.fft.rfft2(x).abs())
+    seen: list[str] = []
+    with pytest.raises(fuseq.FuseqError, match="FQ501"):
+        fuseq.lower(
+            model,
+            IMAGE,
+            out=tmp_path / "out",
+            calibration=[IMAGE],
+            progress=lambda stage, _: seen.append(stage),
+        )
+    assert "quantize" not in seen
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
