@@ -90,10 +90,11 @@ def _from_fx(
     build = Builder({id(tensor): name for name, tensor in state.items()}, RULES)
     names = _argument_names(model, len(inputs))
     waiting = list(zip(names, inputs, probes, strict=True))
+    defaults = pytree.tree_leaves(list(extra.values()))
 
     def visit(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
         if node.op == "placeholder":
-            return build.input(*waiting.pop(0)) if waiting else extra.get(str(node.target))
+            return build.input(*waiting.pop(0)) if waiting else defaults.pop(0)
         if node.op == "get_attr":
             value: Any = model
             for part in str(node.target).split("."):

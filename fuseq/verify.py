@@ -179,5 +179,6 @@ def relative_max(actual: Tensor, expected: Tensor) -> float:
         return float("inf")
     if not expected.numel():
         return 0.0
-    error = (actual - expected).abs().max() / expected.abs().max().clamp_min(1e-300)
+    largest = expected.double().abs().max().clamp_min(1e-300)
+    error = (actual.double() - expected.double()).abs().max() / largest
     return float(error) if torch.isfinite(error) else float("inf")
