@@ -58,6 +58,12 @@ def capture(
         raise FuseqError(
             "FQ007", f"unknown front end '{front_end}'", fix="use 'auto', 'fx' or 'export'"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise FuseqError(
+            "FQ101",
+            "a scripted module has no Python forward to record",
+            fix="pass the module that torch.jit.script or torch.jit.trace was given",
+        )
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     if not inputs or not all(isinstance(x, Tensor) for x in inputs):
         raise FuseqError(

@@ -138,6 +138,16 @@ def test_example_inputs_that_are_no_tensors(inputs: tuple[object, ...]) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_module() -> None:
+    with pytest.raises(FuseqError) as refused:
+        fuseq.capture(torch.jit.script(nn.ReLU()), torch.randn(1, 4))
+    assert str(refused.value) == (
+        "error[FQ101]: a scripted module has no Python forward to record\n"
+        "  help: pass the module that torch.jit.script or torch.jit.trace was given"
+    )
+
+
 def test_unknown_front_end() -> None:
     with pytest.raises(FuseqError) as refused:
         fuseq.capture(nn.ReLU(), torch.randn(1, 4), front_end="jit")
