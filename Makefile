@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: demo test lint types walls tests clean
+.PHONY: demo test lint types walls tests zoo clean
 .DEFAULT_GOAL := test
 
 # torch first and by itself: the packages built against it then find the pinned version in place.
@@ -37,6 +37,11 @@ walls: $(READY)
 # One thread a worker: the workers already fill the cores.
 tests: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q
+
+# Published networks of timm and torchvision: heavy, so `make test` leaves them out.
+zoo: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test-zoo]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q tests/zoo
 
 clean:
 	rm -rf build dist *.egg-info
