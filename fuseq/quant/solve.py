@@ -82,19 +82,27 @@ def _inside(grid: Grid, values: list[fx.Node]) -> Grid:
     """Shrink a grid until its ends lie inside what the group's clamps allow.
 
     A runtime may drop a clamp whose interval holds the whole grid, so the float32 product
-    `scale * (qmax - zero_point)` must not exceed the clamp by rounding. A clamp that cuts zero off
-    cannot be dropped, since every grid holds zero; it does not count.
+    `scale * (qmax - zero_point)` must not exceed the clamp by rounding. Of the neighbouring zero
+    points the one that needs the least shrinking is taken. A clamp that cuts zero off cannot be
+    dropped, since every grid holds zero; it does not count.
     """
-    scale = grid.scale
-    for node in values:
-        if node.target not in (torch.relu, torch.clamp) or not holds_zero(node):
-            continue
-        low, high = bounds(node)
-        ends = ((-low, grid.zero_point - grid.qmin), (high, grid.qmax - grid.zero_point))
-        for limit, steps in ends:
-            if steps > 0 and 0 < limit < math.inf:
-                scale = torch.minimum(scale, _largest_scale(limit, steps))
-    return Grid(scale, grid.zero_point, grid.dtype)
+    clamps = [bounds(n) for n in values if n.target in (torch.relu, torch.clamp) and holds_zero(n)]
+    if not clamps:
+        return grid
+    low, high = max(c[0] for c in clamps), min(c[1] for c in clamps)
+    shrunk = [_shrunk(grid, shift, low, high) for shift in (0, -1, 1)]
+    return max((g for g in shrunk if g is not None), key=lambda g: float(g.scale), default=grid)
+
+
+def _shrunk(grid: Grid, shift: int, low: float, high: float) -> Grid | None:
+    """The widest grid within `[low, high]`, its zero point shifted, or None if there is none."""
+    zero_point, scale = grid.zero_point + shift, grid.scale
+    for limit, steps in ((-low, zero_point - grid.qmin), (high, grid.qmax - zero_point)):
+        if steps < 0 or (steps > 0 and limit == 0):
+            return None
+        if steps > 0 and limit < math.inf:
+            scale = torch.minimum(scale, _largest_scale(limit, steps))
+    return Grid(scale, zero_point, grid.dtype)
 
 
 def _largest_scale(limit: float, steps: Tensor) -> Tensor:
