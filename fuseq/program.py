@@ -133,6 +133,9 @@ class Program:
         other.example_inputs = tuple(
             x.to(dtype) if x.is_floating_point() else x for x in self.example_inputs
         )
+        for node in other.graph.nodes:
+            if "dtype" in node.meta and node.meta["dtype"].is_floating_point:
+                node.meta["dtype"] = dtype
         return other
 
     def note(self, detail: Any) -> None:
