@@ -1,8 +1,7 @@
 """Lower published networks and write what became of them to benchmarks/zoo.md.
 
-make zoo                                  # installs timm and torchvision, runs the tests
-python benchmarks/zoo.py                  # measures again and writes the table
-python benchmarks/zoo.py mobileone_s0     # prints some rows
+`make zoo` installs timm and torchvision and runs the tests on these networks. This command
+measures them again and writes the table; with names, it prints their rows only.
 """
 
 from __future__ import annotations
@@ -25,10 +24,21 @@ ONNX Runtime, at two sizes; seconds are for the whole of `lower`, checks include
 
 {host}
 
-| network | front end | conv | BN | own conv/BN | float64 error | SQNR dB | float values | runtime's \
-float ops | differing / total | seconds |
-|---|---|---|---|---|---|---|---|---|---|---|
 """
+
+COLUMNS = [
+    "network",
+    "front end",
+    "conv",
+    "BN",
+    "own conv/BN",
+    "float64 error",
+    "SQNR dB",
+    "float values",
+    "runtime's float ops",
+    "differing / total",
+    "seconds",
+]
 
 
 def row(name: str) -> str:
@@ -88,7 +98,9 @@ def main() -> None:
             f"torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}, "
             f"{platform.machine()}."
         )
-        text = HEADER.format(host=host) + "\n".join(rows) + "\n"
+        rules = ["---"] * len(COLUMNS)
+        lines = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, rules)]
+        text = HEADER.format(host=host) + "\n".join([*lines, *rows]) + "\n"
         (ROOT / "benchmarks" / "zoo.md").write_text(text)
 
 
