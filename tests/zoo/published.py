@@ -70,4 +70,6 @@ def own_fusion(model: nn.Module) -> tuple[int, int] | None:
     except Exception:  # several of them fail on their own networks
         return None
     kinds = [type(module).__mro__ for module in fused.modules()]
-    return sum(nn.Conv2d in k for k in kinds), sum(nn.BatchNorm2d in k for k in kinds)
+    return sum(nn.Conv2d in k for k in kinds), sum(
+        nn.BatchNorm2d in k or nn.BatchNorm1d in k for k in kinds
+    )
