@@ -32,8 +32,8 @@ BACKENDS = [
 ]
 OBSERVERS = ("minmax", "moving-average", "percentile", "mse")
 
-FOUND = (1107, 2038, 2125, 2281, 2132, 3009)
-"""Seeds that failed once: a linear layer on a map, the mean of a dead channel, x - x, softmax."""
+SEEDS = (*range(16), 2281)
+"""The last one draws a sum that is always zero, and failed."""
 
 
 def parity(
@@ -61,7 +61,7 @@ def fuzzed(seed: int, out: Path) -> list[Check]:
     return parity(program, BACKENDS[seed % 8], calibration, draw.choice(OBSERVERS), out / str(seed))
 
 
-@pytest.mark.parametrize("seed", [*range(12), *FOUND])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_random_networks_agree_in_every_integer(seed: int, tmp_path: Path) -> None:
     checks = fuzzed(seed, tmp_path)
     assert sum(check.metrics["total"] for check in checks) > 100
