@@ -54,7 +54,7 @@ def fuse(
     start = time.perf_counter()
     before = captured(model, example_inputs, front_end, progress)
     steps = parse_passes(passes, calibration=calibration)
-    program = Pipeline(tracked(steps, progress), prove).run(before)
+    program = run_passes(steps, before, progress, prove)
     error64, error32 = fusion_error(before, program, steps)
     program.report = {
         **structure_counts(before, program),
@@ -98,7 +98,7 @@ def quantize(
     kept = f",keep={tuple(keep)!r}" if keep else ""
     spelled = f'legalize,quantize{{observer="{observer}"{kept}}}'
     steps = parse_passes(spelled, profile=profile, calibration=calibration)
-    return Pipeline(tracked(steps, progress)).run(fused)
+    return run_passes(steps, fused, progress)
 
 
 def captured(
@@ -123,14 +123,17 @@ def captured(
     return capture(model, example_inputs, front_end=front_end)
 
 
-def tracked(steps: Sequence[Pass], progress: Progress | None) -> Sequence[Pass]:
-    """Passes whose `progress` field, where they have one, reports under their name."""
+def run_passes(
+    steps: Sequence[Pass], program: Program, progress: Progress | None, prove: bool = True
+) -> Program:
+    """Run passes, reporting each as a stage, and its own progress where it has a field for it."""
     if progress is None:
-        return steps
-    return [_tracked(step, progress) for step in steps]
+        return Pipeline(steps, prove).run(program)
+    reported = [_reporting(step, progress) for step in steps]
+    return Pipeline(reported, prove, lambda step: progress(step.name, 0)).run(program)
 
 
-def _tracked(step: Pass, progress: Progress) -> Pass:
+def _reporting(step: Pass, progress: Progress) -> Pass:
     if not any(f.name == "progress" for f in dataclasses.fields(step)):  # type: ignore[arg-type]
         return step
     report = lambda done: progress(step.name, done)  # noqa: E731

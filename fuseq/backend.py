@@ -128,6 +128,11 @@ class Backend(ABC):
             FuseqError: FQ502 if the runtime is missing, FQ013 if it cannot read the file.
         """
 
+    @property
+    def integer_io(self) -> bool:
+        """Whether the files take and give the integers of their grids instead of floats."""
+        return False
+
     def doctor(self) -> list[Tool]:
         """Tools the backend needs and what was found of them."""
         return []

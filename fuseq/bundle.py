@@ -64,6 +64,12 @@ def read_bundle(path: Path) -> Bundle:
     Raises:
         FuseqError: FQ013 if the directory has no readable manifest of a known schema.
     """
+    if not path.is_dir():
+        raise FuseqError(
+            "FQ013",
+            f"'{path}' is no bundle",
+            fix="a directory that fuseq lower wrote; or give two files",
+        )
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         known = manifest["schema"] == SCHEMA and isinstance(manifest["files"], list)

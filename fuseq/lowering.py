@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fuseq import plugins
-from fuseq.api import Progress, captured, tracked
+from fuseq.api import Progress, captured, run_passes
 from fuseq.backend import Backend
 from fuseq.bundle import Bundle, require_writable, staged, write_manifest
 from fuseq.equivalence.lowered import check_lowered
@@ -22,7 +22,7 @@ from fuseq.manifest import describe_lowering, write_golden
 from fuseq.pass_spec import parse_passes
 from fuseq.program import Program
 from fuseq.quant.calibrate import batches_of
-from fuseq.rewrite import Pass, Pipeline
+from fuseq.rewrite import Pass
 
 CHECK_BATCHES = 2
 """How many calibration batches the fidelity check runs on."""
@@ -82,9 +82,9 @@ def lower(
             "--passes fuse-affine for a float bundle",
         )
     before_data = float_steps(steps)
-    program = Pipeline(tracked(before_data, progress)).run(start)
+    program = run_passes(before_data, start, progress)
     target.require_lowerable(program)  # before calibration takes its time
-    program = Pipeline(tracked(steps[len(before_data) :], progress)).run(program)
+    program = run_passes(steps[len(before_data) :], program, progress)
     target.require_lowerable(program)
     if progress:
         progress("lower", 0)
@@ -104,7 +104,7 @@ def lower(
             )
         write_golden(program, stage / "golden.npz")
         kinds["golden.npz"] = "golden"
-        content = describe_lowering(start, program, data, result, float_ops)
+        content = describe_lowering(start, program, data, result, float_ops, target.integer_io)
         content["backend"] = target.name
         manifest = write_manifest(stage, kinds, content)
     return Bundle(out, manifest, result)
@@ -119,7 +119,9 @@ def float_steps(steps: Sequence[Pass]) -> list[Pass]:
 def _steps(
     target: Backend, passes: str | None, observer: str | None, data: Iterable[Any] | None
 ) -> list[Pass]:
-    steps = parse_passes(passes or target.pipeline, profile=target.profile, calibration=data)
+    steps = parse_passes(
+        target.pipeline if passes is None else passes, profile=target.profile, calibration=data
+    )
     return [
         dataclasses.replace(step, observer=observer)  # type: ignore[type-var]
         if observer and step.name == "quantize"

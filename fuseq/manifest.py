@@ -28,6 +28,7 @@ def describe_lowering(
     calibration: Iterable[Any] | None,
     result: CheckResult | None,
     runtime_float_ops: Mapping[str, int] | None,
+    integer_io: bool,
 ) -> dict[str, Any]:
     """How a program came about, as the manifest tells it.
 
@@ -37,6 +38,7 @@ def describe_lowering(
         calibration: the data, read once more.
         result: of the checks, if they ran.
         runtime_float_ops: ops that the runtime computes in float, with their number, if known.
+        integer_io: whether the file takes and gives integers.
     """
     islands = [
         name
@@ -50,8 +52,8 @@ def describe_lowering(
         "notes": list(program.origin.notes),
         "passes": [{"name": r.name, "rewrites": r.rewrites} for r in program.history],
         "calibration": None if calibration is None else describe_calibration(calibration),
-        "inputs": _interface(program, program.inputs(), program.input_names),
-        "outputs": _interface(program, program.outputs(), program.output_names),
+        "inputs": _interface(program, program.inputs(), program.input_names, integer_io),
+        "outputs": _interface(program, program.outputs(), program.output_names, integer_io),
         "float_islands": islands,
         "runtime_float_ops": None if runtime_float_ops is None else dict(runtime_float_ops),
         "checks": [
@@ -91,7 +93,7 @@ def write_golden(program: Program, file: Path) -> None:
 
 
 def _interface(
-    program: Program, nodes: Sequence[fx.Node], names: Sequence[str]
+    program: Program, nodes: Sequence[fx.Node], names: Sequence[str], integer_io: bool
 ) -> list[dict[str, Any]]:
     described = []
     for index, (name, node) in enumerate(zip(names, nodes, strict=True)):
@@ -107,6 +109,7 @@ def _interface(
         grid = program.quantization and program.quantization.grids.get(node.name)
         if grid:
             scale, zero_point = float(grid.scale), int(grid.zero_point)
+            entry["dtype"] = grid.dtype if integer_io else entry["dtype"]
             entry["grid"] = {"dtype": grid.dtype, "scale": scale, "zero_point": zero_point}
         described.append(entry)
     return described

@@ -112,5 +112,7 @@ def load(kind: Kind, name: str) -> Any:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """The closest known name as a question, if one is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = close or [k for k in known if name and k.startswith(name)]
     return f"did you mean '{close[0]}'?" if close else None

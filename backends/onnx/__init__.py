@@ -113,7 +113,7 @@ class OnnxBackend(Backend):
                 name="quantized",
                 opset=self.opset,
                 dynamic=self.dynamic,
-                integer_io=self.io == "integer",
+                integer_io=self.integer_io,
             )
             (out / "model.int8.qdq.onnx").write_bytes(_serialized(model))
             files.append(Artifact("model.int8.qdq.onnx", "int8"))
@@ -122,6 +122,11 @@ class OnnxBackend(Backend):
     def runner(self, file: Path) -> Runner:
         """ONNX Runtime on the CPU."""
         return OrtRunner(file)
+
+    @property
+    def integer_io(self) -> bool:
+        """As the option `io` says."""
+        return self.io == "integer"
 
     def doctor(self) -> list[Tool]:
         """Versions, and whether this CPU runs int8 exactly."""

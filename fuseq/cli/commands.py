@@ -19,7 +19,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Target = Annotated[str, typer.Argument(help="model.py[:factory] or package.module:factory.")]
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help="model.py[:factory] or package.module:factory.")
+]
 Arguments = Annotated[
     list[str],
     typer.Option(
@@ -85,7 +87,13 @@ def lower(
     target: Target,
     backend: Annotated[str, typer.Option("-b", "--backend", help="Name, or name{option=value}.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the bundle goes.")],
-    passes: Passes = None,
+    passes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Passes instead of the backend's own; without quantize the bundle is float.",
+        ),
+    ] = None,
     calib: Calibration = None,
     samples: Samples = 128,
     observer: Annotated[
@@ -153,7 +161,9 @@ def fuse(
 @app.command("inspect")
 def inspect(
     *,
-    target: Annotated[str, typer.Argument(help="A target, an .onnx file or a bundle.")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A target, an .onnx file or a bundle.")
+    ],
     graph: Annotated[bool, typer.Option("--graph", help="Print each node.")] = False,
     weights: Weights = None,
     arg: Arguments,
@@ -174,7 +184,9 @@ def inspect(
 @app.command("check")
 def check(
     *,
-    reference: Annotated[str, typer.Argument(help="A target, an .onnx file or a bundle.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A target, an .onnx file or a bundle.")
+    ],
     candidate: Annotated[
         str | None, typer.Argument(help="The same; none for a bundle, which is checked in itself.")
     ] = None,

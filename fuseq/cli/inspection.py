@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,19 @@ def _bundle(path: Path) -> Result:
     passes = [f"{step['name']} ({step['rewrites']})" for step in bundle.manifest["passes"]]
     shown: list[RenderableType] = [f"backend {bundle.manifest['backend']}", files]
     shown.append(f"passes: {', '.join(passes)}")
-    shown += [
-        f"{kind}: {entry}" for kind in ("inputs", "outputs") for entry in bundle.manifest[kind]
-    ]
+    for kind in ("inputs", "outputs"):
+        shown += [f"{kind[:-1]} {_described(entry)}" for entry in bundle.manifest[kind]]
+    for key in ("float_islands", "runtime_float_ops"):
+        shown.append(f"{key.replace('_', ' ')}: {', '.join(bundle.manifest[key] or ()) or 'none'}")
     return Result(document, Group(*shown), passed=not changed)
+
+
+def _described(entry: Mapping[str, Any]) -> str:
+    shown = f"{entry['name']}: {entry['dtype']} {'x'.join(map(str, entry['shape']))}"
+    if "grid" in entry:
+        grid = entry["grid"]
+        shown += f", {grid['dtype']} scale {grid['scale']:.6g} zero point {grid['zero_point']}"
+    return shown
 
 
 def _result(document: dict[str, Any], graph: str | None) -> Result:

@@ -22,6 +22,7 @@ from fuseq.cli.progress import progress
 from fuseq.cli.streams import Result, message
 from fuseq.cli.tables import table
 from fuseq.equivalence.result import CheckResult
+from fuseq.errors import FuseqError
 from fuseq.pass_spec import parse_backend, parse_passes
 from fuseq.target import Target, load_target, parse_arguments
 
@@ -74,7 +75,7 @@ def lower(
     start = time.perf_counter()
     # What can be refused without running the user's code is refused first.
     chosen = parse_backend(backend)
-    pipeline = passes or chosen.pipeline
+    pipeline = chosen.pipeline if passes is None else passes
     needs_data = any(hasattr(step, "calibration") for step in parse_passes(pipeline))
     require_writable(out, force)
     target = source.load()
@@ -100,9 +101,9 @@ def lower(
         "ops": bundle.manifest["ops"],
         "parameters": bundle.manifest["parameters"],
         "files": bundle.manifest["files"],
-        "checks": bundle.result.to_json()["checks"],
-        "passed": bundle.result.passed,
+        **bundle.result.to_json(),
         "float_islands": bundle.manifest["float_islands"],
+        "runtime_float_ops": bundle.manifest["runtime_float_ops"],
         "seconds": round(time.perf_counter() - start, 3),
         "peak_rss_mb": _peak_memory(),
     }
@@ -111,12 +112,13 @@ def lower(
     if data and data.synthetic:
         message("note: calibrated on random numbers; the bundle is stamped synthetic")
     message(_checks(bundle.result))
+    message(_verdict(bundle.result))
     return Result(document, str(bundle.path), bundle.result.passed)
 
 
 def fuse(source: Source, *, passes: str | None, explain: bool, quiet: bool) -> Result:
     """`fuseq fuse`."""
-    pipeline = passes or FLOAT_PASSES
+    pipeline = FLOAT_PASSES if passes is None else passes
     needs_data = any(hasattr(step, "calibration") for step in parse_passes(pipeline))
     target = source.load()
     data = source.batches(target) if needs_data else None
@@ -159,11 +161,12 @@ def check(
     )
     if not result.checks:
         result.raise_for_status()
-    first = result.first_divergence
-    shown: list[RenderableType] = [_checks(result)]
-    if bisect and first is not None:
-        shown.append(f"first difference: `{first.node}` {first.source}")
-    return Result(result.to_json(), Group(*shown), result.passed)
+    message(_verdict(result))
+    if bisect:
+        first = result.first_divergence
+        named = f"`{first.node}` {first.source}" if first else "none among the values both show"
+        message(f"first difference: {named}")
+    return Result(result.to_json(), _checks(result), result.passed)
 
 
 def _side(source: Source) -> Any:
@@ -182,20 +185,30 @@ def _peak_memory() -> float:
 
 
 def _checks(result: CheckResult) -> Table:
-    shown = table("check", "pair", "measured", "gate", "")
+    """One row per check, and one per metric below it."""
+    shown = table("check", "measured", "", "limit", "")
     for item in result.checks:
-        mark = "passed" if item.passed else "FAILED"
-        shown.add_row(item.id, item.pair, _numbers(item.metrics), _numbers(item.gate), mark)
+        mark = "reported" if not item.gate else "passed" if item.passed else "FAILED"
+        shown.add_row(item.id, item.pair, "", "", mark, end_section=False)
+        for name, value in item.metrics.items():
+            limit = next((v for k, v in item.gate.items() if k.startswith(name)), None)
+            shown.add_row("", f"  {name}", _number(value), "" if limit is None else _number(limit))
         if item.note:
-            shown.add_row("", item.note)
+            shown.add_row("", f"  note: {item.note}")
     return shown
 
 
-def _numbers(values: Mapping[str, float | int]) -> str:
-    return "\n".join(
-        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}"
-        for name, value in values.items()
-    )
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _verdict(result: CheckResult) -> str:
+    """The error of the first failed check with the first wrong node, or that all hold."""
+    try:
+        result.raise_for_status()
+    except FuseqError as error:
+        return error.render()
+    return f"{len(result.checks)} checks, no limit broken"
 
 
 def _counts(report: Mapping[str, Any]) -> list[RenderableType]:

@@ -16,9 +16,9 @@ from fuseq import shapes, verify
 from fuseq.backend import Backend, Runner
 from fuseq.equivalence.compare import FLOAT32_FORMS, exact, fidelity, parity
 from fuseq.equivalence.result import Check, CheckResult, Divergence
+from fuseq.equivalence.sides import Interface
 from fuseq.program import Program
 from fuseq.quant.executor import execute
-from fuseq.quant.grid import Grid
 from fuseq.rewrite import NewFunction, Pass, Pipeline
 from fuseq.tracing import capture
 
@@ -61,10 +61,12 @@ def check_lowered(
     """
     fused = program.clone()
     fused.quantization = None
-    checks = [_trained_vs_fused_f64(captured, steps)]
-    checks += _float32(
-        captured, fused, backend.runner(files["float"]) if "float" in files else None
-    )
+    same = [step for step in steps if not isinstance(step.promise, NewFunction)]
+    start = captured
+    if len(same) != len(steps):
+        start = Pipeline([s for s in steps if s not in same], prove=False).run(captured)
+    checks = [_trained_vs_fused_f64(captured, start, same)]
+    checks += _float32(start, fused, backend.runner(files["float"]) if "float" in files else None)
     divergence = None
     if program.quantization is not None:
         runner = backend.runner(files["int8"]) if "int8" in files else None
@@ -130,16 +132,12 @@ def _like(example: Tensor, shape: Sequence[int], generator: torch.Generator) -> 
     return low + (high - low) * torch.rand(shape, generator=generator).to(example.dtype)
 
 
-def _trained_vs_fused_f64(captured: Program, steps: Sequence[Pass]) -> Check:
+def _trained_vs_fused_f64(captured: Program, start: Program, same: Sequence[Pass]) -> Check:
     """The user's own module in float64 against the float pipeline run on a float64 program.
 
-    Steps that compute a new function on purpose (recalibration) are applied on both sides: the
-    reference is then the recalibrated program instead of the module.
+    Steps that compute a new function on purpose (recalibration) are in `start` already: the
+    reference is then that program instead of the module.
     """
-    same = [s for s in steps if not isinstance(s.promise, NewFunction)]
-    start = captured
-    if len(same) != len(steps):
-        start = Pipeline([s for s in steps if s not in same], prove=False).run(captured)
     twin = start.twin(torch.float64)
     fused = Pipeline(same, prove=False).run(twin)
     module = _in_float64(captured.origin.module) if start is captured else None
@@ -184,13 +182,13 @@ def _in_float64(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).double().eval()
 
 
-def _float32(captured: Program, fused: Program, runner: Runner | None) -> list[Check]:
+def _float32(start: Program, fused: Program, runner: Runner | None) -> list[Check]:
     """Float32 forms against float64 truth, each held to the trained form's own rounding."""
     truth, own, ours, theirs = [], [], [], []
     for inputs in sizes(fused):
         wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-        truth += _run(captured.twin(torch.float64).module, wide)
-        own += _run(captured.module, inputs)
+        truth += _run(start.twin(torch.float64).module, wide)
+        own += _run(start.module, inputs)
         ours += _run(fused.module, inputs)
         if runner and _fits(runner, inputs):
             theirs += [np.asarray(y) for y in runner(*(x.numpy() for x in inputs))]
@@ -238,27 +236,18 @@ def _deployed(
     """Float outputs of the shipped file, or of our executor where no runtime is at hand."""
     if runner is None:
         return _run(program, inputs)
-    grids = _output_grids(program)
-    outputs = runner(*_feeds(program, runner, inputs))
-    return [
-        grid.dequantize(torch.from_numpy(y)).numpy() if grid and _is_integer(y) else y
-        for grid, y in zip(grids, outputs, strict=True)
-    ]
+    interface = _interface(program)
+    arrays = tuple(x.numpy() for x in inputs)
+    return interface.reals(runner(*interface.feeds(runner, arrays)))
 
 
-def _feeds(program: Program, runner: Runner, inputs: tuple[Tensor, ...]) -> list[np.ndarray]:
-    """Inputs as the file takes them: integers where it has no quantizer of its own."""
+def _interface(program: Program) -> Interface:
     assert program.quantization is not None
-    grids = [program.quantization.grids.get(node.name) for node in program.inputs()]
-    return [
-        grid.quantize(x).numpy().astype(dtype) if grid and dtype == grid.dtype else x.numpy()
-        for grid, dtype, x in zip(grids, runner.dtypes, inputs, strict=True)
-    ]
-
-
-def _output_grids(program: Program) -> list[Grid | None]:
-    assert program.quantization is not None
-    return [program.quantization.grids.get(node.name) for node in program.outputs()]
+    grids = program.quantization.grids
+    return Interface(
+        tuple(grids.get(node.name) for node in program.inputs()),
+        tuple(grids.get(node.name) for node in program.outputs()),
+    )
 
 
 def _is_integer(array: np.ndarray) -> bool:
@@ -284,10 +273,11 @@ def file_parity(
         The check, and the first value in execution order that breaks its gate.
     """
     assert program.quantization is not None
-    feeds = _feeds(program, runner, inputs)
+    interface = _interface(program)
+    feeds = interface.feeds(runner, tuple(x.numpy() for x in inputs))
     shown = dict(runner.integers(*feeds))
     # The outputs come from the file as it ships, not from the copy that shows its integers.
-    outputs = zip(program.outputs(), _output_grids(program), runner(*feeds), strict=True)
+    outputs = zip(program.outputs(), interface.outputs, runner(*feeds), strict=True)
     for node, grid, output in outputs:
         if grid is not None:
             real = torch.from_numpy(output)

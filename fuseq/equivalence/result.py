@@ -81,7 +81,9 @@ class CheckResult:
                 f"({failed[0].pair})",
                 where=f"`{first.node}` ({first.source})" if first else None,
                 why=f"measured {dict(failed[0].metrics)}, allowed {dict(failed[0].gate)}",
-                fix="fuseq check --bisect names the first node that differs",
+                fix="start at the node named; fuseq inspect --graph shows what surrounds it"
+                if first
+                else "compare the stages before: each check is against the form before it",
             )
 
     def to_json(self) -> dict[str, Any]:

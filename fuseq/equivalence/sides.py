@@ -7,9 +7,10 @@ side with integer inputs quantizes them on the grid its manifest states.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from fuseq.bundle import MANIFEST, Bundle, read_bundle
 from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.executor import execute
+from fuseq.quant.grid import Grid
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,12 @@ def _program_side(program: Program) -> Side:
     return Side(name, run, integers if quantized else None, shapes, sources, golden)
 
 
-def _file_side(path: Path, golden: tuple[np.ndarray, ...] = (), name: str = "") -> Side:
+def _file_side(
+    path: Path,
+    golden: tuple[np.ndarray, ...] = (),
+    name: str = "",
+    interface: Interface | None = None,
+) -> Side:
     if not path.is_file():
         raise FuseqError("FQ013", f"'{path}' is no file and no bundle", fix="check the path")
     known = plugins.available("runners")
@@ -119,9 +126,16 @@ def _file_side(path: Path, golden: tuple[np.ndarray, ...] = (), name: str = "") 
             "FQ013", f"nothing here runs '{path.name}'", fix=f"files that end in {endings}"
         )
     runner: Runner = plugins.load("runners", kind)(path)
-    integers = runner.integers if runner.quantized else None
-    run = lambda *arrays: list(runner(*arrays))  # noqa: E731
-    return Side(name or path.name, run, integers, runner.shapes, {}, golden, runner.note)
+    interface = interface or Interface((), ())
+
+    def run(*arrays: np.ndarray) -> list[np.ndarray]:
+        return interface.reals(runner(*interface.feeds(runner, arrays)))
+
+    def integers(*arrays: np.ndarray) -> Mapping[str, np.ndarray]:
+        return runner.integers(*interface.feeds(runner, arrays))
+
+    shown = integers if runner.quantized else None
+    return Side(name or path.name, run, shown, runner.shapes, {}, golden, runner.note)
 
 
 def _bundle_side(bundle: Bundle) -> Side:
@@ -139,4 +153,51 @@ def _bundle_side(bundle: Bundle) -> Side:
         raise FuseqError("FQ013", f"bundle '{bundle.path}' lists no file to run", fix="lower again")
     stored = np.load(golden)
     inputs = tuple(stored[f"input.{entry['name']}"] for entry in bundle.manifest["inputs"])
-    return _file_side(file, inputs, f"{bundle.path.name}/{file.name}")
+    interface = Interface(_grids(bundle.manifest["inputs"]), _grids(bundle.manifest["outputs"]))
+    return _file_side(file, inputs, f"{bundle.path.name}/{file.name}", interface)
+
+
+@dataclass(frozen=True)
+class Interface:
+    """How float arrays become what a file takes, and what it gives becomes float arrays.
+
+    Attributes:
+        inputs: grid of each input, None for a float one; empty if nothing is known.
+        outputs: the same for outputs.
+    """
+
+    inputs: tuple[Grid | None, ...]
+    outputs: tuple[Grid | None, ...]
+
+    def feeds(self, runner: Runner, arrays: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+        """Integers where the file has no quantizer of its own, floats as they are elsewhere."""
+        grids = self.inputs or (None,) * len(arrays)
+        return [
+            grid.quantize(torch.from_numpy(x)).numpy().astype(dtype)
+            if grid and dtype == grid.dtype
+            else x
+            for grid, dtype, x in zip(grids, runner.dtypes, arrays, strict=True)
+        ]
+
+    def reals(self, outputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+        """Reals of integer outputs."""
+        grids = self.outputs or (None,) * len(outputs)
+        return [
+            grid.dequantize(torch.from_numpy(y.astype(np.int32))).numpy()
+            if grid and np.issubdtype(y.dtype, np.integer)
+            else y
+            for grid, y in zip(grids, outputs, strict=True)
+        ]
+
+
+def _grids(entries: Sequence[Mapping[str, Any]]) -> tuple[Grid | None, ...]:
+    return tuple(
+        Grid(
+            torch.tensor(entry["grid"]["scale"], dtype=torch.float32),
+            torch.tensor(entry["grid"]["zero_point"], dtype=torch.int32),
+            entry["grid"]["dtype"],
+        )
+        if "grid" in entry
+        else None
+        for entry in entries
+    )
