@@ -31,18 +31,21 @@ def problems(program: Program) -> list[str]:
         program.graph.lint()
     except Exception as error:
         return [str(error).splitlines()[0]]
-    calls = Counter(node.target for node in program.graph.nodes if node.op == "call_module")
-    return [text for node in program.graph.nodes for text in _node_problems(program, node, calls)]
+    nodes = list(program.graph.nodes)
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    first = {node.target: node for node in reversed(nodes)}
+    shared = [
+        f"{program.where(first[target])}: module `{target}` is called {count} times"
+        for target, count in calls.items()
+        if count > 1
+    ]
+    return shared + [text for node in nodes for text in _node_problems(program, node)]
 
 
-def _node_problems(
-    program: Program, node: fx.Node, calls: Counter[fx.node.Target]
-) -> Iterator[str]:
+def _node_problems(program: Program, node: fx.Node) -> Iterator[str]:
     name = ops.name_of(program, node)
     here = program.where(node)
     if node.op == "call_module":
-        if calls[node.target] > 1:
-            yield f"{here}: module `{node.target}` is called {calls[node.target]} times"
         if program.get(node).training:
             yield f"{here}: module `{node.target}` is in training mode"
         if node.kwargs:
