@@ -105,6 +105,24 @@ def test_networks_that_once_differed(name: str, tmp_path: Path) -> None:
         parity(program, backend, calibration, "minmax", tmp_path / str(index))
 
 
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        ("float-operand-of-concat", "QLinearConcat"),
+        ("silu-before-concat", "QLinearConcat"),
+        ("linear-on-a-map", "QGemm"),
+        ("dead-mean", "QLinearGlobalAveragePool"),
+        ("pool-hanging-over", "QLinearAveragePool"),
+    ],
+)
+def test_the_runtime_takes_its_integer_kernel(name: str, kernel: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    program = fuseq.capture(Call(CASES[name]).eval(), torch.rand(1, 3, 12, 14))
+    parity(program, BACKENDS[0], [torch.rand(2, 3, 12, 14)], "minmax", tmp_path / "bundle")
+    runner = BACKENDS[0].runner(tmp_path / "bundle" / "model.int8.qdq.onnx")
+    assert kernel in runner.optimized_ops()
+
+
 def test_integer_pools_the_runtime_gets_wrong_are_refused(tmp_path: Path) -> None:
     program = fuseq.capture(
         Call(lambda m, x: F.avg_pool2d(m.conv(x), 3, 2, 1, True, True)).eval(),
