@@ -241,7 +241,7 @@ def _proved(
             where=_first_difference(twin, rewritten, probes[0]),
             why=f"outputs differ by {error:.2e} of their range, allowed {limit:g}, "
             f"on a float64 twin {how}",
-            fix="in float64 rounding is about 1e-15: the rewrite is not an identity",
+            fix="mend the rewrite; if the change is meant, promise Approximates or NewFunction",
         )
     return error, rewrites
 

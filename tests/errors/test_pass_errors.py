@@ -33,7 +33,7 @@ def test_broken_promise() -> None:
         "  --> `_0` in 0\n"
         "  why: outputs differ by E of their range, allowed 1e-09, on a float64 twin with "
         "perturbed weights and statistics\n"
-        "  help: in float64 rounding is about 1e-15: the rewrite is not an identity"
+        "  help: mend the rewrite; if the change is meant, promise Approximates or NewFunction"
     )
 
 
