@@ -52,9 +52,13 @@ def main() -> None:
         }
         shape = (*target.example_inputs[0].shape[:2], options.size, options.size)
         x = np.random.default_rng(0).random(shape, dtype=np.float32)
-        times = interleaved({name: session(file) for name, file in files.items()}, x, options.rounds)
+        times = interleaved(
+            {name: session(file) for name, file in files.items()}, x, options.rounds
+        )
     first = times["multi-branch float"]
-    print(f"onnxruntime {onnxruntime.__version__}, CPU, 1 thread, input {'x'.join(map(str, shape))}")
+    print(
+        f"onnxruntime {onnxruntime.__version__}, CPU, 1 thread, input {'x'.join(map(str, shape))}"
+    )
     for name, seconds in times.items():
         ratio = statistics.median(a / b for a, b in zip(first, seconds, strict=True))
         print(f"{name:20} {statistics.median(seconds) * 1e3:8.2f} ms   {ratio:5.2f} x as fast")
