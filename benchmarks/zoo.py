@@ -19,8 +19,10 @@ HEADER = """# Published networks
 
 Written by `python benchmarks/zoo.py`. Random weights and batch-norm statistics, images of 96 x 96
 (224 x 224 where the network asks for it), calibration on two random batches. "Own" is what the
-network's own re-parameterization leaves. Differing counts every integer of every value against
-ONNX Runtime, at two sizes; seconds are for the whole of `lower`, checks included, one thread.
+network's own re-parameterization leaves. Differing counts the integers of every value that integer
+ops compute against ONNX Runtime's, at two sizes (values computed in float and then quantized may
+differ by one step and are not in it); seconds are for the whole of `lower`, checks included, one
+thread.
 
 {host}
 
