@@ -98,6 +98,15 @@ class Runner(ABC):
         """Op types the runtime computes in float, with their number; None if it cannot tell."""
         return None
 
+    def parameters(self) -> Mapping[str, np.ndarray]:
+        """Quantization parameters that stand in the file, by the names of the table.
+
+        Returns:
+            `<name>.scale`, `<name>.zero_point` for each value, weight and bias, and `<name>` for
+            frozen integers; empty where a format does not show them.
+        """
+        return {}
+
 
 class Backend(ABC):
     """Base of every backend.

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from fuseq.backend import Runner
 from fuseq.errors import FuseqError
@@ -53,7 +53,7 @@ class OrtRunner(Runner):
             FuseqError: FQ013 if the runtime cannot load it.
         """
         self.runtime = f"onnxruntime {onnxruntime.__version__} CPU"
-        self.note = "" if has_exact_u8s8() else "no VNNI on this CPU: exact U8S8 kernels requested"
+        self.note = host_note()
         self._file = file
         self._session = _session(file.read_bytes(), file)
         self._exposed: onnxruntime.InferenceSession | None = None
@@ -77,6 +77,26 @@ class OrtRunner(Runner):
         values = self._exposed.run(names, self._feeds(inputs)) if names else []
         return {n.removesuffix(".quantized"): v for n, v in zip(names, values, strict=True)}
 
+    def parameters(self) -> Mapping[str, np.ndarray]:
+        """Scales, zero points and integers of every DequantizeLinear, by value name."""
+        graph = onnx.load(str(self._file)).graph
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        found: dict[str, np.ndarray] = {}
+        for node in graph.node:
+            if node.op_type != "DequantizeLinear":
+                continue
+            name = node.output[0].removesuffix(".dequantized")
+            found[f"{name}.scale"] = constants[node.input[1]]
+            found[f"{name}.zero_point"] = constants[node.input[2]]
+            if node.input[0] in constants:
+                found[name] = constants[node.input[0]]
+        for node in graph.node:
+            if node.op_type == "QuantizeLinear":
+                name = node.output[0].removesuffix(".quantized")
+                found[f"{name}.quantizer.scale"] = constants[node.input[1]]
+                found[f"{name}.quantizer.zero_point"] = constants[node.input[2]]
+        return found
+
     def optimized_ops(self) -> tuple[str, ...]:
         """Op types of the graph the runtime really runs, in order."""
         return tuple(node.op_type for node in _optimized(self._file).node)
@@ -99,6 +119,13 @@ class OrtRunner(Runner):
 
     def _feeds(self, inputs: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         return {spec.name: x for spec, x in zip(self._session.get_inputs(), inputs, strict=True)}
+
+
+def host_note() -> str:
+    """What a reader must know of this CPU, or the empty string."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return "our model of the runtime is of its x86-64 kernels; others round sums differently"
+    return "" if has_exact_u8s8() else "no VNNI on this CPU: exact U8S8 kernels requested"
 
 
 def has_exact_u8s8() -> bool:

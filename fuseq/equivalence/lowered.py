@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,15 @@ def check_lowered(
         start = Pipeline([s for s in steps if s not in same], prove=False).run(captured)
     checks = [_trained_vs_fused_f64(captured, start, same)]
     checks += _float32(start, fused, backend.runner(files["float"]) if "float" in files else None)
-    divergence = None
+    divergence: Divergence | None = None
     if program.quantization is not None:
         runner = backend.runner(files["int8"]) if "int8" in files else None
         checks.append(
             _quantized_fidelity(fused, program, data or [program.example_inputs], evaluate, runner)
         )
+        if runner and runner.parameters():
+            check, divergence = table_parity(program, runner)
+            checks.append(check)
         fitting = [inputs for inputs in sizes(program) if runner and _fits(runner, inputs)]
         for inputs in fitting:
             assert runner is not None
@@ -304,6 +308,41 @@ def file_parity(
     wrong = [n for n in common if steps[n.name] > (1 if n.name in execution.rounded else 0)]
     first = Divergence(wrong[0].name, program.source(wrong[0])) if wrong else None
     return check, first
+
+
+def table_parity(program: Program, runner: Runner) -> tuple[Check, Divergence | None]:
+    """Every scale, zero point and frozen integer in the file against the table, bit for bit.
+
+    A scale that is off by one unit in the last place changes no integer on small data, so running
+    the file would not show it. Steps of scales are counted in units of the last place.
+
+    Returns:
+        The check, and the first node with a parameter that differs or that the table lacks.
+    """
+    assert program.quantization is not None
+    table = program.quantization
+    ours: dict[str, np.ndarray] = {name: q.numpy() for name, q in table.integers.items()}
+    for name, grid in table.grids.items():
+        for key in (name, f"{name}.quantizer"):
+            ours[f"{key}.scale"] = grid.scale.numpy()
+            ours[f"{key}.zero_point"] = grid.zero_point.numpy()
+    theirs = runner.parameters()
+    known = [name for name in theirs if name in ours]
+    wrong = [n for n in theirs if n not in ours or not np.array_equal(ours[n], theirs[n])]
+    left, right = ([_bits(side[name]) for name in known] for side in (ours, theirs))
+    note = f"differing: {', '.join(wrong[:5])}" if wrong else ""
+    check = parity("table", "table of parameters <-> int8 file", left, right, note=note)
+    owners = [
+        n
+        for n in program.graph.nodes
+        if wrong and wrong[0].startswith((f"{n.name}.", f"{n.target}."))
+    ]
+    first = Divergence(owners[0].name, program.source(owners[0])) if owners else None
+    return replace(check, passed=not wrong), first
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    return values.view(np.int32) if values.dtype == np.float32 else values
 
 
 def _largest_step(ours: np.ndarray, theirs: np.ndarray) -> int:

@@ -39,6 +39,15 @@ class Profile:
     decompose: frozenset[str] = frozenset()
     per_channel: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuse rules that contradict each other."""
+        loose = [name for name in self.absorbed if not self.computes(name)]
+        if loose:
+            raise ValueError(
+                f"profile '{self.name}': absorbed {', '.join(loose)} must be in integer or "
+                "float_inside too, for where nothing absorbs them"
+            )
+
     def computes(self, op: str) -> bool:
         """Whether an op takes and gives integers."""
         return op in self.integer or op in self.float_inside or op in self.tied_inputs

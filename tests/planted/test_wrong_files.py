@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fuseq
 from fuseq import plugins
-from fuseq.equivalence.lowered import file_parity
+from fuseq.equivalence.lowered import file_parity, table_parity
 from fuseq.program import Program
 
 Edit = Callable[[np.ndarray], np.ndarray]
@@ -115,6 +115,35 @@ def test_found_and_named(
     assert first is not None
     assert first.node == wrong
     assert first.source.startswith("test_wrong_files.py:")
+
+
+def one_step(array: np.ndarray) -> np.ndarray:
+    return np.nextafter(array, np.float32(np.inf))
+
+
+@pytest.mark.parametrize(
+    ("node", "operand", "edit", "wrong"),
+    [
+        ("relu.quantized", 1, one_step, "relu"),
+        ("second.bias.dequantized", 1, one_step, "second"),
+        ("first.weight.dequantized", 0, one_more, "first"),
+        ("relu.quantized", 2, lambda a: a + np.uint8(1), "relu"),
+    ],
+)
+def test_parameters_differ_from_the_table(
+    node: str, operand: int, edit: Edit, wrong: str, program: Program, file: Path, tmp_path: Path
+) -> None:
+    runner = plugins.load("runners", "onnx")
+    check, first = table_parity(program, runner(file))
+    assert check.passed
+    assert first is None
+    assert check.metrics["total"] > 300
+    planted = edited(file, tmp_path / "wrong.onnx", node, operand, edit)
+    check, first = table_parity(program, runner(planted))
+    assert not check.passed
+    assert check.metrics["differing"] > 0
+    assert first is not None
+    assert first.node == wrong
 
 
 def test_check_names_the_value_too(program: Program, file: Path, tmp_path: Path) -> None:
