@@ -62,7 +62,7 @@ def row(name: str) -> str:
     assert bundle.result is not None
     checks, manifest = bundle.result.checks, bundle.manifest
     counts = manifest["ops"]
-    parity = [check.metrics for check in checks if check.kind == "parity"]
+    parity = [check.metrics for check in checks if check.id.startswith("parity-")]
     own = own_fusion(model)
     cells = [
         name,

@@ -45,7 +45,7 @@ def parity(
         passes="legalize,quantize",
     )  # fmt: skip
     assert bundle.result is not None
-    checks = [check for check in bundle.result.checks if check.kind == "parity"]
+    checks = [check for check in bundle.result.checks if check.id.startswith("parity-")]
     assert not any(check.metrics["differing"] for check in checks), bundle.result.first_divergence
     assert all(check.passed for check in checks), bundle.result.first_divergence
     return checks
