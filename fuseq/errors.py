@@ -40,6 +40,11 @@ CODES: dict[str, tuple[str, int]] = {
 }
 
 
+def first_line(error: BaseException) -> str:
+    """First line of what an exception says, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class FuseqError(Exception):
     """Something the user can mend: a code, what happened, where, why, and the fix.
 
@@ -49,7 +54,7 @@ class FuseqError(Exception):
         where: node, file:line or argument, if known.
         why: the cause, if it is not in `what`.
         fix: what to do.
-        exit_code: process exit status for this code (DESIGN: 1 gate, 2 usage, 3 refused, 4 tool).
+        exit_code: process exit status for this code.
     """
 
     def __init__(

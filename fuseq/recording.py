@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from fuseq.aliasing import stale_read
 from fuseq.build import Builder, Value
-from fuseq.errors import FuseqError
+from fuseq.errors import FuseqError, first_line
 from fuseq.program import Origin, Program
 from fuseq.quiet import quiet_torch
 from fuseq.source_lines import raising_line, recorded_line
@@ -206,7 +206,7 @@ def _replay(
         except Exception as error:
             raise FuseqError(
                 "FQ101",
-                f"cannot take `{node.name}` into the graph: {error}",
+                f"cannot take `{node.name}` into the graph: {first_line(error)}",
                 where=_where(build, node),
                 fix="write this line with plain tensor operations",
             ) from error
@@ -253,7 +253,7 @@ def _cannot_capture(front_end: str, error: Exception) -> FuseqError:
         )
     return FuseqError(
         "FQ101",
-        f"{front_end} cannot record the model: {str(error).strip().splitlines()[0]}",
+        f"{front_end} cannot record the model: {first_line(error)}",
         where=where,
         fix="write this line with plain tensor operations",
     )

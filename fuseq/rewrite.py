@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 
 from fuseq import shapes, verify
-from fuseq.errors import FuseqError
+from fuseq.errors import FuseqError, first_line
 from fuseq.program import PassRecord, Program
 from fuseq.source_lines import raising_line
 
@@ -166,7 +166,7 @@ def _rewritten(step: Pass, program: Program) -> tuple[Program, int]:
     except FuseqError as error:
         faults = [error.what]
     except Exception as error:
-        faults = [str(error).splitlines()[0]]
+        faults = [first_line(error)]
     if faults:
         raise FuseqError(
             "FQ203",

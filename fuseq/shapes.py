@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fuseq.errors import FuseqError
+from fuseq.errors import FuseqError, first_line
 from fuseq.program import Program
 from fuseq.quiet import quiet_torch
 
@@ -62,7 +62,7 @@ class _Recorder(FakeRun):
         except Exception as error:
             raise FuseqError(
                 "FQ203",
-                f"{self.program.where(node)} cannot run: {str(error).splitlines()[0]}",
+                f"{self.program.where(node)} cannot run: {first_line(error)}",
                 fix="the pass before this built a node whose operands do not fit",
             ) from error
         if isinstance(result, Tensor):

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from fuseq import verify
-from fuseq.errors import FuseqError
+from fuseq.errors import FuseqError, first_line
 from fuseq.program import Origin, Program
 from fuseq.recording import record
 from fuseq.source_lines import raising_line
@@ -243,9 +243,7 @@ def _require_same(model: nn.Module, front_end: str, program: Program, run: Run) 
     try:
         actual = [y for y in verify.outputs(program, inputs) if isinstance(y, Tensor)]
     except Exception as error:
-        raise FuseqError(
-            "FQ104", f"the captured program raised: {str(error).splitlines()[0]}"
-        ) from error
+        raise FuseqError("FQ104", f"the captured program raised: {first_line(error)}") from error
     if len(actual) != len(expected):
         raise FuseqError(
             "FQ104",

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fuseq import ops
+from fuseq.errors import first_line
 from fuseq.program import Program
 from fuseq.quiet import quiet_torch
 from fuseq.shapes import FakeRun
@@ -30,7 +31,7 @@ def problems(program: Program) -> list[str]:
     try:
         program.graph.lint()
     except Exception as error:
-        return [str(error).splitlines()[0]]
+        return [first_line(error)]
     nodes = list(program.graph.nodes)
     calls = Counter(node.target for node in nodes if node.op == "call_module")
     first = {node.target: node for node in reversed(nodes)}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fuseq.errors import FuseqError
+from fuseq.errors import FuseqError, first_line
 
 _SHOWN = 8
 
@@ -67,7 +67,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise FuseqError(
             "FQ004",
             f"cannot read the weights '{file}'",
-            why=str(error).strip().splitlines()[0],
+            why=first_line(error),
             fix="save tensors only: safetensors.torch.save_file(model.state_dict(), FILE)",
         ) from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content

@@ -17,7 +17,7 @@ from fuseq.backends.onnx.emit import to_onnx
 from fuseq.backends.onnx.float_ops import FLOAT_OPS, needs_library
 from fuseq.backends.onnx.runner import OrtRunner, has_exact_u8s8
 from fuseq.backends.onnx.sized_ops import SIZED_OPS
-from fuseq.errors import FuseqError
+from fuseq.errors import FuseqError, first_line
 from fuseq.program import Program
 from fuseq.quant.profile import Profile
 
@@ -91,7 +91,7 @@ class OnnxBackend(Backend):
             try:
                 foreign.export_node(program, node)
             except Exception as error:
-                reason = f"{name} has no ONNX form: {str(error).strip().splitlines()[0]}"
+                reason = f"{name} has no ONNX form: {first_line(error)}"
                 fix = "rewrite it with ops of the vocabulary (docs/vocabulary.md)"
                 found.append(Refusal(node.name, program.source(node), reason, fix))
         return found

@@ -19,7 +19,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from fuseq.backend import Runner
-from fuseq.errors import FuseqError
+from fuseq.errors import FuseqError, first_line
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -150,7 +150,7 @@ def _session(model: bytes, file: Path) -> onnxruntime.InferenceSession:
     except Exception as error:
         raise FuseqError(
             "FQ013",
-            f"ONNX Runtime cannot load {file.name}: {str(error).splitlines()[0]}",
+            f"ONNX Runtime cannot load {file.name}: {first_line(error)}",
             where=str(file.name),
             fix="is it an ONNX file, and written by this version?",
         ) from error

@@ -65,6 +65,20 @@ class TypeTest(nn.Module):
         return x * 2 if isinstance(x, Tensor) else x
 
 
+class SilentInTraining(nn.Module):
+    """Raises without a word where containers are in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise NotImplementedError
+        y: Tensor = self.conv(x)
+        return y
+
+
 class BatchStatistics(nn.Module):
     def __init__(self) -> None:
         super().__init__()

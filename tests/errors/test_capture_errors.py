@@ -11,6 +11,7 @@ from torch import nn
 
 import fuseq
 from fuseq.errors import FuseqError
+from fuseq.recording import record
 from tests.errors import models
 
 
@@ -127,6 +128,14 @@ def test_another_computation(capfd: pytest.CaptureFixture[str]) -> None:
         "that forward keeps)\n"
         "  help: move the branch out of forward"
     )
+
+
+def test_an_exception_without_a_message() -> None:
+    model = models.SilentInTraining()
+    assert fuseq.capture(model, torch.randn(1, 4, 6, 8)).origin.module is model
+    with pytest.raises(FuseqError) as refused:
+        record("fx", model.train(), (torch.randn(1, 4, 6, 8),), [(1, 4, 6, 8)])
+    assert refused.value.what == "torch.fx cannot record the model: NotImplementedError"
 
 
 @pytest.mark.parametrize("inputs", [(), ("image.png",), [1]])
