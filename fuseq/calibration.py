@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fuseq.errors import FuseqError
+from fuseq.errors import FuseqError, first_line
 from fuseq.target import Target
 from fuseq.user_code import load_function, missing, user_code
 
@@ -154,11 +154,14 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
         FuseqError: FQ006 if it cannot be read or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of zip, of headers, of pickles: numpy has no one error for them
         raise FuseqError(
-            "FQ006", f"cannot read '{path}'", why=str(error), fix="write it with np.savez"
+            "FQ006",
+            f"cannot read '{path}'",
+            why=first_line(error),
+            fix="write it with np.savez",
         ) from error
     for name, array in arrays.items():
         if not np.issubdtype(array.dtype, np.floating):

@@ -164,6 +164,14 @@ def test_bad_calibration_arrays(lower, model, tmp_path, arrays):
     assert (answer.status, answer.code) == (2, "FQ006")
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"\x93NUMPY\x01\x00", b"text"])
+def test_calibration_arrays_that_cannot_be_read(lower, model, tmp_path, content):
+    (tmp_path / "data.npz").write_bytes(content)
+    answer = lower(model, "--calib", tmp_path / "data.npz")
+    assert (answer.status, answer.code) == (2, "FQ006")
+    assert "data.npz" in answer.stderr
+
+
 def test_calibration_of_another_shape(lower, model):
     answer = lower(edited(model, "yield torch.rand(1, 3, 16, 16", "yield torch.rand(1, 4, 16, 16"))
     assert (answer.status, answer.code) == (2, "FQ006")
