@@ -1,4 +1,4 @@
-"""The canonical vocabulary: every op a pass or a backend may meet, once, with what is true of it.
+"""The canonical vocabulary: every op a pass or a backend may meet, once.
 
 Tensor inputs are positional; attributes are keywords, always all present. Ops with parameters are
 calls of a module; all others are calls of the function in `FUNCTIONS`. A node outside this table
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -105,54 +104,17 @@ SHAPE_ARITHMETIC = frozenset(
     (sym_size, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod)
 )
 
-
-@dataclass(frozen=True)
-class Op:
-    """What is true of an op whatever the target.
-
-    Attributes:
-        name: as text forms, errors and profiles spell it.
-        affine: output is affine in the input (batch norm in eval; a product with a constant).
-        moves: output values are a selection of input values (and a fill), so they can share a grid.
-        bounds: output range whatever the input, or None.
-    """
-
-    name: str
-    affine: bool = False
-    moves: bool = False
-    bounds: tuple[float, float] | None = None
-
-
-_AFFINE = frozenset(
-    "conv2d conv_transpose2d linear batch_norm batch_norm1d add sub mul div concat avg_pool "
-    "pixel_shuffle pixel_unshuffle pad pad_value mean reshape permute unsqueeze slice "
-    "slice_scatter".split()
-)
-_MOVES = frozenset(
-    "max_pool pixel_shuffle pixel_unshuffle interpolate_nearest pad reshape permute unsqueeze "
-    "slice".split()
-)
-_BOUNDS = {
-    "sigmoid": (0.0, 1.0),
-    "hardsigmoid": (0.0, 1.0),
-    "softmax": (0.0, 1.0),
-    "tanh": (-1.0, 1.0),
-}
-
 _VARIANTS = ("interpolate_nearest", "pad_value")
 """Names that `name_of` gives to functions with certain attributes."""
 
-VOCABULARY: dict[str, Op] = {
-    name: Op(name, name in _AFFINE, name in _MOVES, _BOUNDS.get(name))
-    for name in (*MODULES.values(), *FUNCTIONS.values(), *_VARIANTS)
-}
+VOCABULARY = frozenset((*MODULES.values(), *FUNCTIONS.values(), *_VARIANTS))
 
 
 def name_of(program: Program, node: fx.Node) -> str:
     """Canonical name of a node's op.
 
     Returns:
-        A key of `VOCABULARY`, or "input", "output", "constant", "shape" (integer arithmetic on
+        A name in `VOCABULARY`, or "input", "output", "constant", "shape" (integer arithmetic on
         sizes), or `foreign:<target>`.
     """
     if node.op == "placeholder":
@@ -171,16 +133,7 @@ def name_of(program: Program, node: fx.Node) -> str:
         return FUNCTIONS[node.target]
     if node.target in SHAPE_ARITHMETIC:
         return "shape"
-    return f"foreign:{node.target if isinstance(node.target, str) else _spelled(node.target)}"
-
-
-def _spelled(target: Any) -> str:
-    return str(getattr(target, "__name__", None) or target)
-
-
-def describe(program: Program, node: fx.Node) -> Op | None:
-    """What is known of a node's op, or None for a foreign op, an input or a constant."""
-    return VOCABULARY.get(name_of(program, node))
+    return f"foreign:{getattr(node.target, '__name__', None) or node.target}"
 
 
 def count(program: Program, *names: str) -> int:

@@ -214,12 +214,9 @@ def test_the_vocabulary_is_complete():
 
 
 def vocabulary_row(function: Callable[..., Any], name: str) -> tuple[str, ...]:
-    """What `ops` says of a function: name, call, attributes, what is true of it."""
-    op = ops.VOCABULARY[name]
-    facts = ["affine"] * op.affine + ["moves"] * op.moves
-    facts += [f"in {op.bounds[0]:g}..{op.bounds[1]:g}"] if op.bounds else []
+    """What `ops` says of a function: name, call, attributes."""
     attributes = ", ".join(f"`{a}`" for a in sorted(ops.ATTRIBUTES[name]))
-    return f"`{name}`", f"`{home(function)}`", attributes, ", ".join(facts)
+    return f"`{name}`", f"`{home(function)}`", attributes
 
 
 def home(function: Callable[..., Any]) -> str:
