@@ -218,8 +218,7 @@ class _Emitter:
 
     def _dequantize(self, name: str, integers: str, grid: Grid) -> str:
         inputs = [integers, *self._grid(grid)]
-        axis = grid.axis if grid.axis is not None else None
-        return self.graph.node("DequantizeLinear", inputs, f"{name}.dequantized", axis=axis)
+        return self.graph.node("DequantizeLinear", inputs, f"{name}.dequantized", axis=grid.axis)
 
     def _grid(self, grid: Grid) -> tuple[str, str]:
         zero_point = grid.zero_point.numpy().astype(grid.dtype)

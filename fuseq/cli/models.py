@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,17 +131,11 @@ def fuse(source: Source, *, passes: str | None, explain: bool, quiet: bool) -> R
             progress=report,
         )
     assert program.report is not None
-    regions, refused = list(program.details(Certificate)), list(program.details(Refusal))
-    document = {
-        **program.report,
-        "regions": [asdict(region) for region in regions],
-        "refused": [asdict(refusal) for refusal in refused],
-    }
     shown = _fusion(program.report)
     if explain:
-        shown += ["", *(f"fused   {region}" for region in regions)]
-        shown += [f"refused {refusal}" for refusal in refused]
-    return Result(document, Group(*shown))
+        shown += ["", *(f"fused   {region}" for region in program.details(Certificate))]
+        shown += [f"refused {refusal}" for refusal in program.details(Refusal)]
+    return Result(program.report, Group(*shown))
 
 
 def check(

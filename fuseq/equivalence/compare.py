@@ -41,7 +41,7 @@ def exact(
         absolute = max(absolute, difference)
         relative = max(relative, difference / max(_largest(a), 1e-300))
     metrics = {"max_abs": absolute, "max_rel": relative}
-    return _judged(id, pair, "exact", metrics, {"max_rel": max_rel}, relative <= max_rel, note)
+    return Check(id, pair, "exact", metrics, {"max_rel": max_rel}, relative <= max_rel, note)
 
 
 def fidelity(
@@ -85,7 +85,7 @@ def fidelity(
     if min_sqnr_db is not None:
         limits["sqnr_db_min"] = min_sqnr_db
     passed = count > 0 and all(_holds(metrics, name, limit) for name, limit in limits.items())
-    return _judged(id, pair, "fidelity", metrics, limits, passed, note)
+    return Check(id, pair, "fidelity", metrics, limits, passed, note)
 
 
 def parity(
@@ -129,7 +129,7 @@ def parity(
         metrics |= {"float_values": len(rounded), "float_max_lsb": max(rounded.values())}
         gate |= {"float_max_lsb": 1}
         passed = passed and max(rounded.values()) <= 1
-    return _judged(id, pair, "parity", metrics, gate, passed, note)
+    return Check(id, pair, "parity", metrics, gate, passed, note)
 
 
 def _pairs(reference: Arrays, candidate: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -158,15 +158,3 @@ def _decibel(signal: float, noise: float) -> float:
 def _holds(metrics: Mapping[str, float | int], name: str, limit: float) -> bool:
     metric, _, end = name.rpartition("_")
     return metrics[metric] <= limit if end == "max" else metrics[metric] >= limit
-
-
-def _judged(
-    id: str,
-    pair: str,
-    kind: str,
-    metrics: Mapping[str, float | int],
-    gate: Mapping[str, float | int],
-    passed: bool,
-    note: str,
-) -> Check:
-    return Check(id, pair, kind, metrics, gate, passed, note)  # type: ignore[arg-type]

@@ -139,7 +139,7 @@ class _Runner(fx.Interpreter):
         if node.name in self.table.absorbed.values():
             return source
         if name in self.table.profile.same_grid:
-            return Quantized(self._move(node, name, source), grid)
+            return Quantized(self._move(node, source), grid)
         if name in _KERNELS:
             return Quantized(_KERNELS[name](self, node, grid), grid)
         return self.rounded_once(node, grid)
@@ -161,7 +161,7 @@ class _Runner(fx.Interpreter):
             return self.arithmetic.dequantize(value.q, value.grid).float()
         return value
 
-    def _move(self, node: fx.Node, name: str, source: Quantized) -> Tensor:
+    def _move(self, node: fx.Node, source: Quantized) -> Tensor:
         """Run an op that only selects values on the integers themselves.
 
         float32 holds 8 and 16 bit integers exactly; a fill of real zero is the zero point.

@@ -47,7 +47,7 @@ def find_structure(
         profile: the target's rules.
         keep: names of nodes that stay float.
     """
-    nodes = [n for n in program.graph.nodes if _is_value(program, n)]
+    nodes = [n for n in program.graph.nodes if _is_value(n)]
     names = {n: ops.name_of(program, n) for n in nodes}
     integer = {n for n in nodes if profile.computes(names[n]) and n.name not in keep}
     absorbed = _absorbed(nodes, names, profile, integer)
@@ -119,7 +119,7 @@ def flat_arguments(node: fx.Node) -> list[Any]:
     return [a for arg in node.args for a in (arg if isinstance(arg, tuple | list) else (arg,))]
 
 
-def _is_value(program: Program, node: fx.Node) -> bool:
+def _is_value(node: fx.Node) -> bool:
     floating = "dtype" in node.meta and node.meta["dtype"].is_floating_point
     return node.op != "output" and floating and node.op != "get_attr"
 
