@@ -13,6 +13,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.export.graph_signature import OutputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.numbers import int_oo
 
 from fuseq.aliasing import stale_read
 from fuseq.build import Builder, Value
@@ -153,7 +155,14 @@ def _from_export(
     ]
     assert exported.call_spec.out_spec is not None
     result = pytree.tree_unflatten(returned, exported.call_spec.out_spec)
-    return _finish(build, result, names, inputs)
+    program = _finish(build, result, names, inputs)
+    return replace(program, origin=Origin(nn.Module(), "", notes=_bounds(exported)))
+
+
+def _bounds(exported: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """A branch on a size was recorded as the example inputs take it, up to a largest size."""
+    largest = {r.upper for r in exported.range_constraints.values() if r.upper != int_oo}
+    return tuple(f"the model branches on a size above {n}" for n in sorted(largest))
 
 
 def _run_export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:

@@ -1,7 +1,8 @@
 """From a PyTorch module to a canonical `Program`.
 
 Two front ends record what the model calls (`fuseq.recording`). One is believed only when its
-program computes what the model computes, at the example inputs and at a second size.
+program computes what the model computes, at the example inputs, at a second size and, because a
+forward may branch on it, at sizes of the other parity.
 
 The copy is traced in its *structural* form: containers in training mode, layers in eval, because
 some re-parameterizable blocks fuse themselves inside `forward` when in eval.
@@ -73,6 +74,7 @@ def capture(
     _require_finite(model)
     first = (inputs, _outputs(model, inputs))
     second = _second_run(model, inputs)
+    third = _run_at(model, inputs, _of_other_parity(inputs)) if second else None
 
     failures: list[tuple[str, FuseqError]] = []
     fixed: Program | None = None
@@ -84,7 +86,8 @@ def capture(
             except FuseqError as error:
                 failures.append((name, error))
                 continue
-            program.origin = Origin(model, name, _free(first, second))
+            bounds = program.origin.notes
+            program.origin = Origin(model, name, _free(first, second), bounds)
             if second is None:
                 return program
             try:
@@ -92,10 +95,13 @@ def capture(
             except FuseqError:
                 fixed = fixed or program
                 break
+            if bounds or (third and _computes_otherwise(program, third)):
+                fixed = fixed or program
+                break
             return program
     if fixed is not None:
         note = "the program is valid at the captured input size only"
-        fixed.origin = Origin(model, fixed.origin.front_end, notes=(note,))
+        fixed.origin = Origin(model, fixed.origin.front_end, notes=(note, *fixed.origin.notes))
         return fixed
     # Export records more than fx does, so what stops it is the obstacle.
     last = failures[-1][0]
@@ -163,17 +169,30 @@ def _tensors(result: Any) -> list[Tensor]:
 
 def _second_run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Run | None:
     """Inputs of another batch and size, as far as the model takes them, and their outputs."""
+    runs = (_run_at(model, inputs, shapes) for shapes in _other_shapes(inputs))
+    return next((run for run in runs if run), None)
+
+
+def _run_at(
+    model: nn.Module, inputs: tuple[Tensor, ...], shapes: Sequence[tuple[int, ...]]
+) -> Run | None:
+    """Random inputs of these shapes with their outputs; None if the model does not take them."""
     generator = torch.Generator().manual_seed(0)
-    for shapes in _other_shapes(inputs):
-        candidate = tuple(
-            torch.rand(shape, generator=generator).to(x.dtype)
-            for shape, x in zip(shapes, inputs, strict=True)
-        )
-        try:
-            return candidate, _outputs(model, candidate)
-        except FuseqError:
-            continue
-    return None
+    candidate = tuple(
+        torch.rand(shape, generator=generator).to(x.dtype)
+        for shape, x in zip(shapes, inputs, strict=True)
+    )
+    try:
+        return candidate, _outputs(model, candidate)
+    except FuseqError:
+        return None
+
+
+def _of_other_parity(inputs: tuple[Tensor, ...]) -> list[tuple[int, ...]]:
+    return [
+        (*x.shape[:2], x.shape[2] + 1, x.shape[3] + 3) if x.dim() == 4 else tuple(x.shape)
+        for x in inputs
+    ]
 
 
 def _other_shapes(inputs: tuple[Tensor, ...]) -> list[list[tuple[int, ...]]]:
@@ -236,6 +255,17 @@ def _require_finite(model: nn.Module) -> None:
                 where=f"parameter `{name}`",
                 fix="load a checkpoint from before training diverged",
             )
+
+
+def _computes_otherwise(program: Program, run: Run) -> bool:
+    """Whether a program gives other outputs than the model did; one that raises gives none."""
+    inputs, expected = run
+    try:
+        actual = [y for y in verify.outputs(program, inputs) if isinstance(y, Tensor)]
+    except Exception:
+        return False
+    pairs = zip(actual, expected, strict=True)
+    return any(_relative_l2(a, b) > SAME_OUTPUT for a, b in pairs)
 
 
 def _require_same(model: nn.Module, front_end: str, program: Program, run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -189,3 +190,22 @@ def test_capture_is_deterministic() -> None:
     assert to_text(first) == to_text(second)
     state = second.module.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in first.module.state_dict().items())
+
+
+class TwiceWhere(nn.Module):
+    """Doubles its output at some sizes."""
+
+    def __init__(self, doubled: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.conv, self.doubled = nn.Conv2d(3, 4, 3, padding=1), doubled
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y * 2.0 if self.doubled(x.shape[2]) else y
+
+
+@pytest.mark.parametrize("doubled", [lambda n: n % 2 == 1, lambda n: n > 100])
+def test_a_branch_on_the_size_fixes_the_size(doubled: Callable[[int], bool]) -> None:
+    program = fuseq.capture(TwiceWhere(doubled), torch.rand(1, 3, 16, 16))
+    assert program.origin.dynamic == ()
+    assert "captured input size only" in program.origin.notes[0]
