@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fuseq import ops
-from fuseq.program import SourceLocation
+from fuseq.program import SourceLocation, unused_name
 
 Value: TypeAlias = Any
 """A graph node, a constant tensor, a number, None, or a tuple of these."""
@@ -104,7 +104,8 @@ class Builder:
             node: fx.Node = value
             return node
         if id(value) not in self._constants:
-            name = self._unique(self._names.get(id(value), "constant").replace(".", "_"))
+            name = self._names.get(id(value), "constant").replace(".", "_")
+            name = unused_name(self.root, name)
             if isinstance(value, nn.Parameter):
                 self.root.register_parameter(name, value)
             else:
@@ -228,12 +229,6 @@ class Builder:
     def _faked(self, tensor: Tensor) -> Any:
         return self._fake.from_tensor(tensor.detach(), static_shapes=True)
 
-    def _unique(self, name: str) -> str:
-        unique, count = name, 1
-        while hasattr(self.root, unique):
-            unique, count = f"{name}_{count}", count + 1
-        return unique
-
     def _attach(self, path: str, module: nn.Module) -> str:
         owner, _, name = path.rpartition(".")
         parent = self.root
@@ -241,9 +236,7 @@ class Builder:
             if not hasattr(parent, part):
                 parent.add_module(part, nn.Module())
             parent = getattr(parent, part)
-        unique, count = name, 1
-        while hasattr(parent, unique):
-            unique, count = f"{name}_{count}", count + 1
+        unique = unused_name(parent, name)
         parent.add_module(unique, module)
         return f"{owner}.{unique}" if owner else unique
 

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from fuseq.quant.table import QuantizationTable
 
 
+def unused_name(module: nn.Module, name: str) -> str:
+    """A name that is no attribute of a module yet: the one wished for, or it with a number."""
+    unique, count = name, 1
+    while hasattr(module, unique):
+        unique, count = f"{name}_{count}", count + 1
+    return unique
+
+
 @dataclass(frozen=True)
 class SourceLocation:
     """Line of the user's model that a node was traced from."""
@@ -190,10 +198,7 @@ class Program:
         Returns:
             The new node. The anchor is left for the caller to replace.
         """
-        name = name.replace(".", "_")
-        unique, count = name, 1
-        while hasattr(self.module, unique):
-            unique, count = f"{name}_{count}", count + 1
+        unique = unused_name(self.module, name.replace(".", "_"))
         self.module.add_submodule(unique, module)
         with self.graph.inserting_before(anchor):
             node = self.graph.call_module(unique, inputs)
