@@ -16,7 +16,7 @@ from fuseq.bundle import MANIFEST, read_bundle
 from fuseq.cli.models import Source
 from fuseq.cli.streams import Result
 from fuseq.cli.tables import table
-from fuseq.errors import FuseqError
+from fuseq.errors import FuseqError, first_line
 from fuseq.text import to_text
 
 
@@ -27,7 +27,12 @@ def inspect(
     weights: Path | None,
     graph: bool,
 ) -> Result:
-    """Count ops, and show the interface; with `graph` also each node."""
+    """Count ops, and show the interface; with `graph` also each node.
+
+    Raises:
+        FuseqError: FQ013 for a file or bundle that cannot be read; for a model as `load_target`
+            and `fuseq.capture` raise.
+    """
     if (Path(target) / MANIFEST).is_file():
         return _bundle(Path(target))
     if target.endswith(".onnx"):
@@ -61,7 +66,9 @@ def _onnx(path: Path, graph: bool) -> Result:
     try:
         model = onnx.load(path)
     except (OSError, DecodeError) as error:
-        raise FuseqError("FQ013", f"cannot read '{path}'", why=str(error) or None) from error
+        raise FuseqError(
+            "FQ013", f"cannot read '{path}'", why=first_line(error), fix="is it an ONNX file?"
+        ) from error
     held = {tensor.name for tensor in model.graph.initializer}
     document = {
         "kind": "onnx",
