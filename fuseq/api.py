@@ -92,6 +92,10 @@ def quantize(
 
     Returns:
         A program whose call runs the target's integers.
+
+    Raises:
+        FuseqError: FQ007 for an unknown target or observer, FQ006 for data that is empty or does
+            not fit, FQ401 for a value that is not finite, and as `fuse` raises.
     """
     fused = model if isinstance(model, Program) else fuse(model, example_inputs, progress=progress)
     profile = plugins.load("backends", target).profile

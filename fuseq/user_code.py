@@ -142,6 +142,9 @@ def user_code(doing: str, module: ModuleType | None = None) -> Iterator[None]:
     Args:
         doing: what was going on: "importing 'model.py'".
         module: whose innermost line is named; if none is in it, the innermost of all.
+
+    Raises:
+        FuseqError: FQ003; one that was raised inside passes unchanged.
     """
     try:
         yield

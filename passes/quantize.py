@@ -62,7 +62,11 @@ class Quantize(fuseq.Pass):
     progress: Callable[[int], None] | None = field(default=None, repr=False)
 
     def run(self, program: Program) -> int:
-        """Set `program.quantization`; returns the number of quantized values."""
+        """Set `program.quantization`; returns the number of quantized values.
+
+        Raises:
+            FuseqError: FQ012 without a target, FQ006 without data, and as `calibrate` raises.
+        """
         if self.profile is None:
             raise FuseqError("FQ012", "quantize needs a target", fix="--backend onnx")
         if self.calibration is None:

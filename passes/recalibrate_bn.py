@@ -55,7 +55,12 @@ class RecalibrateBatchNorm(fuseq.Pass):
     progress: Callable[[int], None] | None = field(default=None, repr=False)
 
     def run(self, program: Program) -> int:
-        """Edit the statistics; returns the number of norms recomputed."""
+        """Edit the statistics; returns the number of norms recomputed.
+
+        Raises:
+            FuseqError: FQ202 without data, FQ006 for data that is empty, does not fit or has too
+                few values for a variance.
+        """
         if self.calibration is None:
             raise FuseqError(
                 "FQ202", "recalibrate-bn needs data", fix="--calib DIR, or calibration_data()"

@@ -59,6 +59,9 @@ def check_lowered(
 
     Returns:
         One check per stage and input size.
+
+    Raises:
+        FuseqError: FQ013 for a file its runtime cannot load.
     """
     fused = program.clone()
     fused.quantization = None

@@ -12,7 +12,11 @@ RULES: dict[Any, Rule] = {}
 
 
 def spelled(*targets: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for call targets: functions, aten overloads, or method names."""
+    """Register a rule for call targets: functions, aten overloads, or method names.
+
+    Raises:
+        ValueError: if a target has a rule already.
+    """
 
     def register(rule: Rule) -> Rule:
         # A function has several names: torch.relu_ and F.relu_ are one object.
