@@ -150,7 +150,7 @@ def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the model's own: whoever runs it has seen them
-            return _tensors(_copied(model)(*(x.clone() for x in inputs)))
+            result = _copied(model)(*(x.clone() for x in inputs))
     except Exception as error:
         shapes = ", ".join("x".join(map(str, x.shape)) for x in inputs)
         location = raising_line(error)
@@ -161,10 +161,19 @@ def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
             why=str(error).splitlines()[0] if str(error) else None,
             fix="check the shape: --input 1x3x224x224, or example_inputs() in the model file",
         ) from error
+    return _tensors(result)
 
 
 def _tensors(result: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    leaves = pytree.tree_leaves(result)
+    others = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)})
+    if others or not leaves:
+        raise FuseqError(
+            "FQ101",
+            f"forward returns {', '.join(others) or 'nothing'} where a tensor is needed",
+            fix="wrap the model in a module that returns its tensors only",
+        )
+    return leaves
 
 
 def _second_run(model: nn.Module, inputs: tuple[Tensor, ...]) -> Run | None:

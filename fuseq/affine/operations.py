@@ -300,11 +300,12 @@ def _per_channel(
         repeated: take a constant that spells the same number at every position.
 
     Raises:
-        RefusedError: layout if the constant varies over the map or adds channels.
+        RefusedError: layout if the constant varies over the map, adds channels or is a size.
     """
     named = constant_of(value)
     if named is None:
-        assert isinstance(value, float | int)
+        if not isinstance(value, float | int):
+            raise RefusedError("layout", "a factor that is a size of the input", "use a number")
         return torch.full((channels,), float(value), dtype=torch.float64)
     constant = program.constant(named).detach().double()
     if constant.dim() <= 4:

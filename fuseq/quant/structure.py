@@ -50,6 +50,8 @@ def find_structure(
     nodes = [n for n in program.graph.nodes if _is_value(n)]
     names = {n: ops.name_of(program, n) for n in nodes}
     integer = {n for n in nodes if profile.computes(names[n]) and n.name not in keep}
+    # What multiplies by a mask of booleans stays float: such an operand has no grid.
+    integer = {n for n in integer if all(a in names for a in operands(n))}
     absorbed = _absorbed(nodes, names, profile, integer)
     inner = {n.name for n in absorbed}
 

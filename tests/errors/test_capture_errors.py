@@ -163,3 +163,26 @@ def test_unknown_front_end() -> None:
     assert str(refused.value) == (
         "error[FQ007]: unknown front end 'jit'\n  help: use 'auto', 'fx' or 'export'"
     )
+
+
+class Returns(nn.Module):
+    """Returns one value that is no tensor."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__()
+        self.conv, self.value = nn.Conv2d(4, 4, 1), value
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.value if self.value == [] else (self.conv(x), self.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"), [(None, "NoneType"), (3, "int"), ("a", "str"), ([], "nothing")]
+)
+def test_outputs_that_are_no_tensors(
+    value: object, named: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(Returns(value), capfd) == (
+        f"error[FQ101]: forward returns {named} where a tensor is needed\n"
+        "  help: wrap the model in a module that returns its tensors only"
+    )
