@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fuseq.errors import FuseqError
+from fuseq.errors import FuseqError, first_line
 from fuseq.plugins import did_you_mean
 from fuseq.user_code import load_function, missing, user_code
 from fuseq.weights import load_weights
@@ -118,7 +118,15 @@ def _example_inputs(
     if shapes:
         generator = torch.Generator().manual_seed(0)
         parsed = dict(_parse_shape(text, index) for index, text in enumerate(shapes))
-        values = {key: torch.rand(shape, generator=generator) for key, shape in parsed.items()}
+        try:
+            values = {key: torch.rand(shape, generator=generator) for key, shape in parsed.items()}
+        except (RuntimeError, TypeError) as error:
+            raise FuseqError(
+                "FQ005",
+                f"cannot make inputs of {', '.join(shapes)}",
+                why=first_line(error),
+                fix="a shape whose values fit into memory: --input 1x3x224x224",
+            ) from error
         return _in_order(model, values)
     function = getattr(module, "example_inputs", None)
     if function is None:
@@ -143,7 +151,7 @@ def _example_inputs(
 def _parse_shape(text: str, index: int) -> tuple[str, tuple[int, ...]]:
     name, _, sizes = text.rpartition(":")
     parts = sizes.split("x")
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise FuseqError("FQ005", f"cannot read --input {text}", fix="--input 1x3x224x224")
     return name or str(index), tuple(map(int, parts))
 

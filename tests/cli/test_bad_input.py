@@ -108,6 +108,9 @@ def test_weights_that_are_code(lower, model, tmp_path):
     [
         (("--input", "1x3xA"), 2, "FQ005"),
         (("--input", "y:1x3x8x8"), 2, "FQ005"),
+        (("--input", "1x3x²x8"), 2, "FQ005"),
+        (("--input", "1x3x99999999x99999999"), 2, "FQ005"),
+        (("--input", f"1x3x{10**20}x8"), 2, "FQ005"),
         (("--input", "1x4x16x16"), 3, "FQ102"),
         (("--arg", "widht=8"), 2, "FQ007"),
         (("--arg", "width"), 2, "FQ007"),
