@@ -22,6 +22,7 @@ from fuseq.program import Program
 from fuseq.quant.executor import execute
 from fuseq.rewrite import NewFunction, Pass, Pipeline
 from fuseq.tracing import capture
+from fuseq.user_code import user_code
 
 EXACT_F64 = 1e-12
 """Largest relative error of a fusion in float64. Rounding of the deepest networks measured stays
@@ -229,14 +230,19 @@ def _quantized_fidelity(
     actual = [y for inputs in data for y in _run(program, inputs)]
     extra: dict[str, float] = {}
     if evaluate is not None:
-        before = evaluate(lambda x: _run(fused.module, (torch.from_numpy(x),))[0])
-        after = evaluate(lambda x: _deployed(program, runner, (torch.from_numpy(x),))[0])
+        before = _metrics(evaluate, lambda x: _run(fused.module, (torch.from_numpy(x),))[0])
+        after = _metrics(evaluate, lambda x: _deployed(program, runner, (torch.from_numpy(x),))[0])
         for name, value in before.items():
-            extra[name] = float(value)
+            extra[name] = value
             if after[name] != value:
-                extra[f"{name}_int8"] = float(after[name])
-                extra[f"{name}_drop"] = float(value) - float(after[name])
+                extra[f"{name}_int8"] = after[name]
+                extra[f"{name}_drop"] = value - after[name]
     return fidelity("int8-vs-float", "fused (float32) <-> quantized", expected, actual, extra=extra)
+
+
+def _metrics(evaluate: Evaluate, run: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
+    with user_code("evaluate(run)"):
+        return {str(name): float(value) for name, value in evaluate(run).items()}
 
 
 def _deployed(

@@ -180,6 +180,14 @@ def test_calibration_of_another_shape(lower, model):
     assert (answer.status, answer.code) == (2, "FQ006")
 
 
+@pytest.mark.parametrize("returned", ["None", "{'psnr': 'good'}", "{'psnr': run(3)}"])
+def test_an_evaluation_that_gives_no_numbers(lower, model, returned):
+    model.write_text(f"{model.read_text()}\n\ndef evaluate(run):\n    return {returned}\n")
+    answer = lower(model)
+    assert (answer.status, answer.code) == (2, "FQ003")
+    assert "evaluate(run) raised" in answer.stderr
+
+
 def test_control_flow_on_values(lower, model):
     old = "        y = torch.relu"
     answer = lower(edited(model, old, f"        if x.mean() > 0:\n            x = x + 1\n{old}"))
