@@ -261,6 +261,19 @@ def _avg_pool(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
     return runner.arithmetic.average_pool(x.q, x.grid, grid, **k)  # type: ignore[arg-type]
 
 
+def _interpolate(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+    (x,) = runner.operands(node)
+    k: dict[str, Any] = dict(fx.node.map_arg(node.kwargs, runner.env.__getitem__))
+    return runner.arithmetic.interpolate_bilinear(
+        x.q,
+        x.grid,
+        grid,
+        size=k["size"],
+        scale_factor=k["scale_factor"],
+        align_corners=bool(k["align_corners"]),
+    )
+
+
 def _clamp(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
     (x,) = runner.operands(node)
     low, high = (node.kwargs[k] for k in ("min", "max"))
@@ -281,6 +294,7 @@ _KERNELS: dict[str, Kernel] = {
     "mean": _mean,
     "avg_pool": _avg_pool,
     "clamp": _clamp,
+    "interpolate": _interpolate,
     "prelu": _prelu,
     "add": _binary("add"),
     "sub": _binary("sub"),
