@@ -72,7 +72,9 @@ def read_bundle(path: Path) -> Bundle:
         )
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        known = manifest["schema"] == SCHEMA and isinstance(manifest["files"], list)
+        known = manifest["schema"] == SCHEMA
+        if known:
+            _require_whole(manifest)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FuseqError(
             "FQ013", f"'{path}' is no bundle: {error}", fix="a directory that fuseq lower wrote"
@@ -82,6 +84,24 @@ def read_bundle(path: Path) -> Bundle:
             "FQ013", f"'{path}' has schema {manifest['schema']}", fix=f"this version reads {SCHEMA}"
         )
     return Bundle(path, manifest)
+
+
+def _require_whole(manifest: dict[str, Any]) -> None:
+    """Raise TypeError or KeyError where a manifest lacks what readers of bundles rely on."""
+    for key in ("files", "inputs", "outputs", "passes"):
+        if not all(isinstance(entry, dict) for entry in manifest[key]):
+            raise TypeError(f"'{key}' is damaged")
+    for entry in manifest["files"]:
+        if not all(isinstance(entry[key], str) for key in ("path", "sha256", "kind")):
+            raise TypeError("'files' is damaged")
+    for entry in (*manifest["inputs"], *manifest["outputs"]):
+        grid = entry.get("grid", {"dtype": "int8", "scale": 1.0, "zero_point": 0})
+        plain = isinstance(entry["name"], str) and isinstance(entry["shape"], list)
+        numbers = isinstance(grid["scale"], float) and isinstance(grid["zero_point"], int)
+        if not (plain and numbers and isinstance(grid["dtype"], str)):
+            raise TypeError(f"the interface entry {entry['name']!r} is damaged")
+    for key in ("backend", "float_islands", "runtime_float_ops", "calibration"):
+        manifest[key]
 
 
 def require_writable(out: Path, force: bool) -> None:

@@ -14,7 +14,7 @@ from fuseq import ops
 from fuseq.backend import Artifact, Backend, Refusal, Runner, Tool
 from fuseq.backends.onnx import foreign
 from fuseq.backends.onnx.emit import to_onnx
-from fuseq.backends.onnx.float_ops import FLOAT_OPS, needs_library
+from fuseq.backends.onnx.float_ops import FLOAT_OPS
 from fuseq.backends.onnx.runner import OrtRunner, has_exact_u8s8
 from fuseq.backends.onnx.sized_ops import SIZED_OPS
 from fuseq.errors import FuseqError, first_line
@@ -91,12 +91,15 @@ class OnnxBackend(Backend):
                 reason = "ONNX Runtime's integer average pool divides windows over the edge wrongly"
                 fix = "count_include_pad=False, or ceil_mode=False"
                 found.append(Refusal(node.name, program.source(node), reason, fix))
+            if name == "avg_pool" and node.kwargs["divisor_override"] is not None:
+                reason = "ONNX has no average pool with a divisor of its own and ceil_mode"
+                fix = "ceil_mode=False"
+                found.append(Refusal(node.name, program.source(node), reason, fix))
             if name == "adaptive_avg_pool" and self.dynamic and _has_free_size(program):
                 reason = "an adaptive pool has no ONNX form while the image size is open"
                 fix = "-b 'onnx{dynamic=False}' for the captured size only"
                 found.append(Refusal(node.name, program.source(node), reason, fix))
-            ours = name in OWN_RULES and not needs_library(node, name)
-            if ours or node.op in ("placeholder", "output"):
+            if name in OWN_RULES or node.op in ("placeholder", "output"):
                 continue
             try:
                 foreign.export_node(program, node)

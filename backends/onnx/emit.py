@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 from fuseq import ops
 from fuseq.backends.onnx import foreign
-from fuseq.backends.onnx.float_ops import FLOAT_OPS, conv_attributes, needs_library
+from fuseq.backends.onnx.float_ops import FLOAT_OPS, conv_attributes
 from fuseq.backends.onnx.graph import DTYPES, Graph
 from fuseq.backends.onnx.sized_ops import SIZED_OPS
 from fuseq.program import Program
@@ -142,7 +142,7 @@ class _Emitter:
         if name in SIZED_OPS:
             source = self.tensors[node.all_input_nodes[0]]
             return SIZED_OPS[name](self.graph, self.program, node, source, self._size_of)
-        if name in FLOAT_OPS and not needs_library(node, name):
+        if name in FLOAT_OPS:
             return FLOAT_OPS[name](self.graph, self.program, node, self._operands(node))
         inputs = [self.tensors[operand] for operand in node.all_input_nodes]
         return foreign.inline_node(self.graph, self.program, node, inputs)
@@ -151,12 +151,16 @@ class _Emitter:
         flat: list[Any] = []
         for arg in node.args:
             flat.extend(arg if isinstance(arg, tuple | list) else (arg,))
-        return [
-            self.tensors[arg]
-            if isinstance(arg, fx.Node)
-            else self._constant(f"{node.name}.operand", arg)
-            for arg in flat
-        ]
+        return [self._operand(node, arg) for arg in flat]
+
+    def _operand(self, node: fx.Node, arg: Any) -> str:
+        if not isinstance(arg, fx.Node):
+            return self._constant(f"{node.name}.operand", arg)
+        if ops.name_of(self.program, arg) == "shape":  # a size as a factor or a summand
+            return self.graph.node(
+                "Cast", [self.tensors[arg]], f"{node.name}.{arg.name}", to=DTYPES["float32"]
+            )
+        return self.tensors[arg]
 
     def _layer(self, node: fx.Node, op: str, module: nn.Conv2d | nn.ConvTranspose2d) -> str:
         source = self.tensors[node.all_input_nodes[0]]

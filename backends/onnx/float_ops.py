@@ -198,8 +198,3 @@ FLOAT_OPS: dict[str, Rule] = {
     "unsqueeze": _unsqueeze,
 }
 """Ops without parameters of their own; layers with weights are in `emit`."""
-
-
-def needs_library(node: fx.Node, name: str) -> bool:
-    """Whether torch's exporter must write a listed op, because of an attribute it has."""
-    return name == "avg_pool" and node.kwargs["divisor_override"] is not None

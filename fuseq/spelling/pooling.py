@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,10 @@ def avg_pool(
     ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
 ) -> Value:  # fmt: skip
     window, whole = pair(kernel_size), build.sizes(x)[-2:]
+    if divisor_override is not None and not ceil_mode:
+        # Without windows that hang over, another divisor is a factor on the plain average.
+        average = avg_pool(build, x, kernel_size, stride, padding)
+        return build.call(torch.mul, average, math.prod(window) / divisor_override)
     if window == whole and pair(padding) == (0, 0) and divisor_override is None:
         return mean(build, x, (-2, -1), keepdim=True)
     return build.call(

@@ -70,6 +70,11 @@ CASES: dict[str, Callable[[], Case]] = {
         Between(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")),
         IMAGE, [], {"Resize": 1}),
     "nearest resize": lambda: (Between(lambda x: F.interpolate(x, scale_factor=2)), IMAGE, [], {}),
+    "pool with a divisor of its own": lambda: (
+        Between(lambda x: F.avg_pool2d(x, 2, divisor_override=5)), IMAGE, [], {}),
+    "sizes as factors": lambda: (
+        Between(lambda x: x * x.shape[3] / x.shape[2]),
+        IMAGE, ["mul", "div"], {"Div": 1, "Mul": 1}),
     "pad": lambda: (Between(lambda x: F.pad(x, (1, 2, 0, 1))), IMAGE, [], {}),
     "reflected pad": lambda: (Between(lambda x: F.pad(x, (1, 1, 1, 1), "reflect")), IMAGE, [], {}),
     "pad with a value": lambda: (

@@ -1,0 +1,55 @@
+"""Manifests that are damaged: each a coded error, whichever command meets it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fuseq
+from fuseq.bundle import MANIFEST, read_bundle
+
+Damage = Callable[[dict[str, Any]], Any]
+
+DAMAGE: dict[str, Damage] = {
+    "no inputs": lambda m: m.pop("inputs"),
+    "no backend": lambda m: m.pop("backend"),
+    "no islands": lambda m: m.pop("float_islands"),
+    "files of numbers": lambda m: m.update(files=[1]),
+    "a file without a kind": lambda m: m["files"][0].pop("kind"),
+    "outputs a number": lambda m: m.update(outputs=3),
+    "an input without a name": lambda m: m["inputs"][0].pop("name"),
+    "a scale in words": lambda m: m["inputs"][0]["grid"].update(scale="small"),
+    "another schema": lambda m: m.update(schema="fuseq/9"),
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    x = torch.rand(1, 3, 8, 8)
+    out = tmp_path_factory.mktemp("bundles") / "b"
+    return fuseq.lower(nn.Conv2d(3, 4, 3), x, out=out, calibration=[x], check=False).path
+
+
+@pytest.mark.parametrize("damage", list(DAMAGE))
+def test_a_damaged_manifest_is_named(damage: str, bundle: Path, tmp_path: Path) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    assert read_bundle(tmp_path).manifest == manifest
+    DAMAGE[damage](manifest)
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(fuseq.FuseqError) as caught:
+        read_bundle(tmp_path)
+    assert caught.value.code == "FQ013"
+    assert caught.value.fix
+
+
+def test_what_is_no_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_bytes(b"\xff\xfe{")
+    with pytest.raises(fuseq.FuseqError, match="FQ013"):
+        read_bundle(tmp_path)
