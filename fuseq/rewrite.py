@@ -122,6 +122,22 @@ class Pipeline:
         return program
 
 
+def split_by_promise(steps: Sequence[Pass], program: Program) -> tuple[Program, list[Pass]]:
+    """What a pipeline is to be compared with, and the part of it that promises no difference.
+
+    Args:
+        steps: any passes.
+        program: what they are run on; stays as it is.
+
+    Returns:
+        The program after the steps that compute a new function on purpose (itself if there are
+        none), and the other steps.
+    """
+    new = [step for step in steps if isinstance(step.promise, NewFunction)]
+    same = [step for step in steps if not isinstance(step.promise, NewFunction)]
+    return (Pipeline(new, prove=False).run(program) if new else program), same
+
+
 def apply(step: Pass, program: Program, *, prove: bool = True) -> Program:
     """Run one pass on a clone and hold it to its contract.
 

@@ -20,7 +20,7 @@ from fuseq.equivalence.result import Check, CheckResult, Divergence
 from fuseq.equivalence.sides import Interface
 from fuseq.program import Program
 from fuseq.quant.executor import execute
-from fuseq.rewrite import NewFunction, Pass, Pipeline
+from fuseq.rewrite import Pass, Pipeline, split_by_promise
 from fuseq.tracing import capture
 from fuseq.user_code import user_code
 
@@ -66,10 +66,7 @@ def check_lowered(
     """
     fused = program.clone()
     fused.quantization = None
-    same = [step for step in steps if not isinstance(step.promise, NewFunction)]
-    start = captured
-    if len(same) != len(steps):
-        start = Pipeline([s for s in steps if s not in same], prove=False).run(captured)
+    start, same = split_by_promise(steps, captured)
     # A program that was rewritten before is its own reference, and with no step left there is
     # nothing to compare.
     checks = [_trained_vs_fused_f64(start, same)] if same or not captured.history else []
@@ -194,10 +191,11 @@ def _in_float64(module: nn.Module) -> nn.Module:
 
 def _float32(start: Program, fused: Program, runner: Runner | None) -> list[Check]:
     """Float32 forms against float64 truth, each held to the trained form's own rounding."""
+    twin = start.twin(torch.float64)
     truth, own, ours, theirs = [], [], [], []
     for inputs in sizes(fused):
         wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-        truth += _run(start.twin(torch.float64).module, wide)
+        truth += _run(twin.module, wide)
         own += _run(start.module, inputs)
         ours += _run(fused.module, inputs)
         if runner and _fits(runner, inputs):
