@@ -14,9 +14,9 @@ from fuseq import ops, plugins, verify
 from fuseq.affine.prove import Certificate
 from fuseq.affine.refusal import Refusal
 from fuseq.errors import FuseqError
-from fuseq.pass_spec import parse_passes
+from fuseq.pass_spec import parse_passes, with_options
 from fuseq.program import Program
-from fuseq.rewrite import NewFunction, Pass, Pipeline
+from fuseq.rewrite import Pass, Pipeline, split_by_promise
 from fuseq.tracing import capture
 
 Progress: TypeAlias = Callable[[str, int], None]
@@ -99,9 +99,8 @@ def quantize(
     """
     fused = model if isinstance(model, Program) else fuse(model, example_inputs, progress=progress)
     profile = plugins.load("backends", target).profile
-    kept = f",keep={tuple(keep)!r}" if keep else ""
-    spelled = f'legalize,quantize{{observer="{observer}"{kept}}}'
-    steps = parse_passes(spelled, profile=profile, calibration=calibration)
+    steps = parse_passes("legalize,quantize", profile=profile, calibration=calibration)
+    steps = with_options(steps, "quantize", observer=observer, keep=tuple(keep))
     return run_passes(steps, fused, progress)
 
 
@@ -153,9 +152,7 @@ def fusion_error(before: Program, after: Program, steps: Sequence[Pass]) -> tupl
     Returns:
         Largest relative error in float64, and largest absolute error in float32.
     """
-    same = [step for step in steps if not isinstance(step.promise, NewFunction)]
-    if len(same) != len(steps):
-        before = Pipeline([s for s in steps if s not in same], prove=False).run(before)
+    before, same = split_by_promise(steps, before)
     probes = verify.probe_inputs(before)
     twin = before.twin(torch.float64)
     error64 = verify.distance(twin, Pipeline(same, prove=False).run(twin), probes)

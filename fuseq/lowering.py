@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from fuseq.equivalence.lowered import check_lowered
 from fuseq.equivalence.result import CheckResult
 from fuseq.errors import FuseqError
 from fuseq.manifest import describe_lowering, write_golden
-from fuseq.pass_spec import parse_passes
+from fuseq.pass_spec import parse_passes, with_options
 from fuseq.program import Program
 from fuseq.quant.calibrate import batches_of
 from fuseq.rewrite import Pass
@@ -122,12 +121,7 @@ def _steps(
     steps = parse_passes(
         target.pipeline if passes is None else passes, profile=target.profile, calibration=data
     )
-    return [
-        dataclasses.replace(step, observer=observer)  # type: ignore[type-var]
-        if observer and step.name == "quantize"
-        else step
-        for step in steps
-    ]
+    return with_options(steps, "quantize", observer=observer) if observer else steps
 
 
 def _repeatable(calibration: Iterable[Any] | None) -> Iterable[Any] | None:

@@ -13,7 +13,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from fuseq import plugins
@@ -39,6 +39,14 @@ def parse_passes(text: str, **data: Any) -> list[Pass]:
             FQ010 and FQ011 from the registry.
     """
     return [_parse("passes", part.strip(), data) for part in _split(text)]
+
+
+def with_options(steps: Sequence[Pass], name: str, **options: Any) -> list[Pass]:
+    """The same passes, those of one name with some fields replaced."""
+    return [
+        dataclasses.replace(step, **options) if step.name == name else step  # type: ignore[type-var]
+        for step in steps
+    ]
 
 
 def parse_backend(text: str) -> Backend:
