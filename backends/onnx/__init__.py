@@ -46,17 +46,7 @@ class OnnxBackend(Backend):
             {"conv2d", "linear", "add", "mul", "mean", "avg_pool", "leaky_relu", "sigmoid"}
         ),
         float_inside=frozenset(
-            {
-                "relu",
-                "clamp",
-                "tanh",
-                "hardsigmoid",
-                "hardswish",
-                "sub",
-                "div",
-                "prelu",
-                "interpolate",
-            }
+            "relu clamp tanh hardsigmoid hardswish sub div prelu interpolate".split()
         ),
         same_grid=frozenset(
             "max_pool pixel_shuffle pixel_unshuffle reshape permute unsqueeze slice pad "

@@ -27,6 +27,7 @@ from fuseq.backends.onnx.graph import DTYPES, Graph
 from fuseq.backends.onnx.sized_ops import SIZED_OPS
 from fuseq.program import Program
 from fuseq.quant.grid import Grid
+from fuseq.quant.structure import flat_arguments
 
 
 def to_onnx(
@@ -148,10 +149,7 @@ class _Emitter:
         return foreign.inline_node(self.graph, self.program, node, inputs)
 
     def _operands(self, node: fx.Node) -> list[str]:
-        flat: list[Any] = []
-        for arg in node.args:
-            flat.extend(arg if isinstance(arg, tuple | list) else (arg,))
-        return [self._operand(node, arg) for arg in flat]
+        return [self._operand(node, arg) for arg in flat_arguments(node)]
 
     def _operand(self, node: fx.Node, arg: Any) -> str:
         if not isinstance(arg, fx.Node):

@@ -149,8 +149,11 @@ class _Runner(fx.Interpreter):
         self.rounded.add(node.name)
         return Quantized(self.arithmetic.quantize(self._in_float(node), grid), grid)
 
-    def _in_float(self, node: fx.Node) -> Any:
+    def _in_float(self, node: fx.Node, first: Tensor | None = None) -> Any:
+        """Run a node on the reals of its operands, or with another tensor for the first of them."""
         env, self.env = self.env, {n: self._real(self.env[n]) for n in node.all_input_nodes}
+        if first is not None:
+            self.env[node.all_input_nodes[0]] = first
         try:
             return super().run_node(node)
         finally:
@@ -167,13 +170,8 @@ class _Runner(fx.Interpreter):
         float32 holds 8 and 16 bit integers exactly; a fill of real zero is the zero point.
         """
         zero = int(source.grid.zero_point)
-        env, self.env = self.env, {n: self._real(self.env[n]) for n in node.all_input_nodes}
-        self.env[node.all_input_nodes[0]] = (source.q - zero).float()
-        try:
-            moved: Tensor = super().run_node(node)
-            return moved.to(torch.int32) + zero
-        finally:
-            self.env = env
+        moved: Tensor = self._in_float(node, (source.q - zero).float())
+        return moved.to(torch.int32) + zero
 
     # --- what kernels ask ---
 

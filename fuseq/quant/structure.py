@@ -51,7 +51,13 @@ def find_structure(
     names = {n: ops.name_of(program, n) for n in nodes}
     integer = {n for n in nodes if profile.computes(names[n]) and n.name not in keep}
     # What multiplies by a mask of booleans, or by a size, stays float: those have no grid.
-    integer = {n for n in integer if all(a in names or _is_constant(a) for a in _nodes_read(n))}
+    integer = {
+        n
+        for n in integer
+        if all(
+            a in names or a.op == "get_attr" for a in flat_arguments(n) if isinstance(a, fx.Node)
+        )
+    }
     absorbed = _absorbed(nodes, names, profile, integer)
     inner = {n.name for n in absorbed}
 
@@ -119,14 +125,6 @@ def operands(node: fx.Node) -> tuple[fx.Node, ...]:
 def flat_arguments(node: fx.Node) -> list[Any]:
     """Positional arguments of a node, those of a tuple (the operands of a concat) one by one."""
     return [a for arg in node.args for a in (arg if isinstance(arg, tuple | list) else (arg,))]
-
-
-def _nodes_read(node: fx.Node) -> list[fx.Node]:
-    return [a for a in flat_arguments(node) if isinstance(a, fx.Node)]
-
-
-def _is_constant(node: fx.Node) -> bool:
-    return node.op == "get_attr"
 
 
 def _is_value(node: fx.Node) -> bool:
