@@ -49,12 +49,18 @@ class Axis:
         return Axis(self.stride * outer.stride, extent, tuple(taps))
 
     def reads_before(self) -> int:
-        """Number of positions before the map that are read."""
-        return max(0, -self.taps[0])
+        """How far the first position read lies before the map; negative within it."""
+        return -self.taps[0]
 
-    def reads_after(self) -> int:
-        """Largest number of positions after the map that are read, over all sizes."""
-        return max(0, self.taps[-1] + self.extent + 1)
+    def reads_after(self, size: int | None = None) -> int:
+        """How far the last position read lies after the map; negative within it.
+
+        Args:
+            size: of the map, or None for the largest value over all sizes.
+        """
+        if size is None:
+            return self.taps[-1] + self.extent + 1
+        return self.stride * (self.size(size) - 1) + self.taps[-1] - size + 1
 
 
 IDENTITY = Axis.window(1)

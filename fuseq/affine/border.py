@@ -1,12 +1,17 @@
-"""What surrounds a map: the bias rule, and constants written over padding.
+"""What surrounds a map: the bias rule, constants written over padding, and wrong margins.
 
 Outside its map a form gives its bias, so padding is exact if it pads with the bias. Blocks that
 convolve, add a bias and then pad with zeros overwrite the padding with the bias, side by side;
 until the last side is written, the map has a border that no form can express.
+
+Where a rule fails, the formula is wrong at the positions that read outside, and only there. A
+window of stride s and first tap q turns m wrong rows at the top into `ceil((m - q) / s)`, none or
+fewer if that is negative: a later crop may remove them all, and the form is exact again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +19,27 @@ from torch import Tensor
 
 from fuseq.affine.kernel import Axes
 from fuseq.affine.refusal import RefusedError
+
+
+@dataclass(frozen=True)
+class Margin:
+    """Positions along the sides of a map where the formula is wrong.
+
+    Attributes:
+        widths: number of rows or columns: top, bottom, left, right.
+        error: the rule that failed.
+    """
+
+    widths: tuple[int, ...]
+    error: RefusedError
+
+    @staticmethod
+    def widest(margins: Iterable[Margin | None]) -> Margin | None:
+        """Margin of a sum of maps of one size."""
+        some = [margin for margin in margins if margin]
+        if not some:
+            return None
+        return Margin(tuple(map(max, *(m.widths for m in some), (0,) * 4)), some[0].error)
 
 
 @dataclass(frozen=True)
@@ -41,7 +67,7 @@ class Border:
             axes: of the padding.
         """
         top, bottom, left, right = (
-            width for axis in axes for width in (axis.reads_before(), axis.reads_after())
+            max(0, width) for axis in axes for width in (axis.reads_before(), axis.reads_after())
         )
         values = constant.expand(3, 3, -1).clone()
         values[1, 1] = bias

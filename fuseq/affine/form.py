@@ -17,6 +17,9 @@ Composition reads v outside its map as zero. Two rules say when that is what the
 
 *Bias rule.* The formula gives `bias` outside the map, so whatever surrounds the map must equal it.
 
+A failed rule spoils the positions that read outside: the form keeps them as its `margin`, and is
+exact once a crop has removed it.
+
 A form is cheap to make: its kernel is computed when it is asked for, in float64. Structure (taps,
 which input channels an output channel can read) and biases are known at once.
 """
@@ -31,8 +34,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fuseq.affine.axis import IDENTITY, Axis
-from fuseq.affine.border import Border, border_bias, same
+from fuseq.affine.axis import IDENTITY
+from fuseq.affine.border import Border, Margin, border_bias, same
 from fuseq.affine.kernel import Axes, gathered, group_start, shifted, spread
 from fuseq.affine.refusal import RefusedError
 
@@ -55,6 +58,7 @@ class LinForm:
         kernel: gives float64 `(channels, max(high - low), taps, taps)`; entry b of channel o
             belongs to root channel `low[o] + b`, and is zero from `high[o]` on.
         border: constant frame that still has to become the bias, or None.
+        margin: positions along the sides where the formula is wrong, or None.
         size: root size the form is restricted to, or None if it holds for every size.
         rules: exactness rules that were needed, by name.
         rounding: relative rounding of constants that were taken as equal to a bias.
@@ -67,6 +71,7 @@ class LinForm:
     bias: Tensor
     kernel: Kernel
     border: Border | None = None
+    margin: Margin | None = None
     size: tuple[int, int] | None = None
     rules: frozenset[str] = frozenset()
     rounding: float = 0.0
@@ -176,6 +181,7 @@ class LinForm:
                     + spread(other.dense(low, width), other.axes, axes)
                 )
             ),
+            margin=Margin.widest((self.margin, other.margin)),
             rules=rules,
             rounding=max(self.rounding, other.rounding),
         )
@@ -199,6 +205,7 @@ class LinForm:
             kernel=cache(
                 lambda: torch.cat([spread(f.dense(f.low, width), f.axes, axes) for f in forms])
             ),
+            margin=Margin.widest(f.margin for f in forms),
             rules=rules,
             rounding=max(f.rounding for f in forms),
         )
@@ -215,11 +222,9 @@ class LinForm:
             axes: of the convolution, with as many taps as the weight.
 
         Raises:
-            RefusedError: ring, border-bias.
+            RefusedError: border-bias if the map has an unfinished border.
         """
-        padded = self._reads_outside(axes)
-        if padded and not same(self.bias, torch.zeros_like(self.bias), 0.0):
-            raise border_bias(self.bias, torch.zeros_like(self.bias))
+        self.require_plain()
         outputs = len(weight)
         low, high, first = (
             t.repeat_interleave(n)
@@ -255,7 +260,8 @@ class LinForm:
             high=high,
             bias=shift,
             kernel=cache(kernel),
-            rules=self._rules(padded),
+            margin=self._margin(axes, torch.zeros_like(self.bias)),
+            rules=self._rules(axes),
         )
 
     def padded(self, axes: Axes, value: Tensor | float, *, framed: bool = False) -> LinForm:
@@ -267,20 +273,19 @@ class LinForm:
             framed: a border other than the bias may follow, to be overwritten.
 
         Raises:
-            RefusedError: ring, border-bias.
+            RefusedError: border-bias if the map has an unfinished border.
         """
+        self.require_plain()
         constant = torch.as_tensor(value, dtype=torch.float64).expand(self.channels)
-        padded = self._reads_outside(axes)
         border = None
-        if padded and not same(self.bias, constant, 0.0):
-            if not framed:
-                raise border_bias(self.bias, constant)
+        if framed and self._reads_outside(axes) and not same(self.bias, constant, 0.0):
             border = Border.around(self.bias, constant, axes)
         return replace(
             self,
             axes=(self.axes[0].then(axes[0]), self.axes[1].then(axes[1])),
             border=border,
-            rules=self._rules(padded),
+            margin=self._margin(axes, self.bias if border else constant),
+            rules=self._rules(axes),
         )
 
     def overwritten(
@@ -310,22 +315,43 @@ class LinForm:
             rounding=max(self.rounding, border.rounding),
         )
 
+    def _reach(self, outer: Axes) -> tuple[int, ...]:
+        """How far `outer` reads outside the map: top, bottom, left, right; negative inside."""
+        roots = self.size or (None, None)
+        sizes = [n and axis.size(n) for axis, n in zip(self.axes, roots, strict=True)]
+        return tuple(
+            reach
+            for window, size in zip(outer, sizes, strict=True)
+            for reach in (window.reads_before(), window.reads_after(size))
+        )
+
     def _reads_outside(self, outer: Axes) -> bool:
-        """Whether `outer` reads outside the map; raises if the ring rule then fails."""
-        self.require_plain()
-        reads = False
-        for index, (axis, window) in enumerate(zip(self.axes, outer, strict=True)):
-            root_size = self.size[index] if self.size else None
-            before, after = window.reads_before(), _reads_after(axis, window, root_size)
-            if before and axis.taps[-1] > axis.stride - 1:
-                raise _ring("before", axis.taps[-1] - axis.stride + 1)
-            free = -axis.extent - 1
-            if root_size is not None:
-                free = root_size - axis.stride * axis.size(root_size)
-            if after and axis.taps[0] < free:
-                raise _ring("after", free - axis.taps[0])
-            reads = reads or bool(before or after)
-        return reads
+        return any(reach > 0 for reach in self._reach(outer))
+
+    def _margin(self, outer: Axes, constant: Tensor) -> Margin | None:
+        """Margin after `outer` was applied to the map, padded with a constant."""
+        reaches = self._reach(outer)
+        old = self.margin.widths if self.margin else (0,) * 4
+        error = self.margin.error if self.margin else None
+        biased = None if same(self.bias, constant, 0.0) else border_bias(self.bias, constant)
+        widths = []
+        for side, (reach, width) in enumerate(zip(reaches, old, strict=True)):
+            failed = (biased or self._ring(side)) if reach > 0 else None
+            error = error or failed
+            spoiled = width or failed
+            widths.append(max(0, -(-(width + reach) // outer[side // 2].stride)) if spoiled else 0)
+        return Margin(tuple(widths), error) if error and any(widths) else None
+
+    def _ring(self, side: int) -> RefusedError | None:
+        """Why the ring rule fails on a side: 0 top, 1 bottom, 2 left, 3 right."""
+        axis = self.axes[side // 2]
+        if side % 2 == 0:
+            overlap = axis.taps[-1] - axis.stride + 1
+        else:
+            size = self.size[side // 2] if self.size else None
+            free = -axis.extent - 1 if size is None else size - axis.stride * axis.size(size)
+            overlap = free - axis.taps[0]
+        return _ring("after" if side % 2 else "before", overlap) if overlap > 0 else None
 
     def _is_channelwise(self) -> bool:
         """Whether each channel reads one position of the root channel of the same number."""
@@ -333,23 +359,22 @@ class LinForm:
         own = torch.arange(self.channels)
         return one_tap and torch.equal(self.low, own) and torch.equal(self.high, own + 1)
 
-    def _rules(self, padded: bool) -> frozenset[str]:
+    def _rules(self, outer: Axes) -> frozenset[str]:
         """Rules so far, with the ring and bias rules if an intermediate map is padded."""
         trivial = self._is_channelwise() and not self.bias.any()
-        return self.rules | (PADDING_RULES if padded and not trivial else frozenset())
+        needed = self._reads_outside(outer) and not trivial
+        return self.rules | (PADDING_RULES if needed else frozenset())
 
     def require_plain(self) -> None:
         """Refuse a border that is still to be overwritten: border-bias."""
         if self.border:
             raise border_bias(self.bias, self.border.values)
 
-
-def _reads_after(axis: Axis, window: Axis, root_size: int | None) -> int:
-    if root_size is None:
-        return window.reads_after()
-    size = axis.size(root_size)
-    last = window.stride * (window.size(size) - 1) + window.taps[-1]
-    return max(0, last - size + 1)
+    def require_exact(self) -> None:
+        """Refuse a form that is not its value everywhere: ring, border-bias."""
+        self.require_plain()
+        if self.margin:
+            raise self.margin.error
 
 
 def _common_axes(forms: Sequence[LinForm]) -> tuple[Axes, frozenset[str]]:

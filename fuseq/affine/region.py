@@ -117,13 +117,19 @@ def read(program: Program, region: Region, size: tuple[int, int] | None) -> LinF
             if node is region.exit:
                 _require_shape(forms[node], program.shape(region.root), program.shape(node))
         except RefusedError as error:
-            return region.refused(program, node, error)
+            return region.refused(program, _culprit(forms, node, error), error)
     return forms[region.exit]
+
+
+def _culprit(forms: Mapping[fx.Node, LinForm], node: fx.Node, error: RefusedError) -> fx.Node:
+    """The node that made a margin which was never cropped, else the node that refuses."""
+    spoiled = (n for n, form in forms.items() if form.margin and form.margin.error is error)
+    return next(spoiled, node)
 
 
 def _require_shape(form: LinForm, root: tuple[int, ...], shape: tuple[int, ...]) -> None:
     """Broadcasting can change a shape in ways no form has."""
-    form.require_plain()
+    form.require_exact()
     size = (root[0], form.channels, *(a.size(n) for a, n in zip(form.axes, root[2:], strict=True)))
     if size != shape:
         raise RefusedError("layout", f"an operand is repeated to shape {shape}")
