@@ -14,6 +14,7 @@ from fuseq import ops, plugins, verify
 from fuseq.affine.prove import Certificate
 from fuseq.affine.refusal import Refusal
 from fuseq.errors import FuseqError
+from fuseq.macs import total_macs
 from fuseq.pass_spec import parse_passes, with_options
 from fuseq.program import Program
 from fuseq.rewrite import Pass, Pipeline, split_by_promise
@@ -55,6 +56,8 @@ def fuse(
     before = captured(model, example_inputs, front_end, progress)
     steps = parse_passes(passes, calibration=calibration)
     program = run_passes(steps, before, progress, prove)
+    if progress:
+        progress("check", 0)
     error64, error32 = fusion_error(before, program, steps)
     program.report = {
         **structure_counts(before, program),
@@ -166,7 +169,7 @@ def fusion_error(before: Program, after: Program, steps: Sequence[Pass]) -> tupl
 
 
 def structure_counts(before: Program, after: Program) -> dict[str, dict[str, int]]:
-    """Convolutions, batch norms and parameters, before and after."""
+    """Convolutions, batch norms, parameters and multiply-accumulates, before and after."""
     return {
         "ops": {
             "conv_before": ops.count(before, "conv2d"),
@@ -175,6 +178,7 @@ def structure_counts(before: Program, after: Program) -> dict[str, dict[str, int
             "bn_after": ops.count(after, "batch_norm", "batch_norm1d"),
         },
         "parameters": {"before": _parameters(before), "after": _parameters(after)},
+        "macs": {"before": total_macs(before), "after": total_macs(after)},
     }
 
 

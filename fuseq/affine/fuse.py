@@ -18,10 +18,11 @@ from torch import fx, nn
 from fuseq import ops
 from fuseq.affine.emit import Plan, plans
 from fuseq.affine.operations import boundary
-from fuseq.affine.price import CostModel, macs, plan_macs
-from fuseq.affine.prove import LIMIT, Certificate, residual
+from fuseq.affine.price import CostModel, plan_macs
+from fuseq.affine.prove import LIMIT, Certificate, FusedNode, residual
 from fuseq.affine.refusal import Refusal, RefusedError
 from fuseq.affine.region import Region, candidates, dominators, read
+from fuseq.macs import macs
 from fuseq.program import Program
 
 PATIENCE = 12
@@ -174,7 +175,10 @@ def _replace(program: Program, candidate: Candidate) -> Certificate | Refusal:
         reason = f"the float64 check differs by {error:.2e} of the output"
         return region.refused(program, region.exit, RefusedError("proof", reason))
     macs_before = sum(macs(program, node) for node in region.nodes)
-    names = dict.fromkeys(ops.name_of(program, node) for node in region.nodes)
+    nodes = tuple(
+        FusedNode(node.name, ops.name_of(program, node), program.source(node))
+        for node in region.nodes
+    )
     parameters_before = sum(_parameters(program, node) for node in region.nodes)
     fused = fused.to(_weight(program, convolutions[0]).dtype)
     name = _common_path([str(node.target) for node in convolutions])
@@ -187,10 +191,10 @@ def _replace(program: Program, candidate: Candidate) -> Certificate | Refusal:
         program.graph.erase_node(node)
     return Certificate(
         module=str(placed.target),
-        nodes=tuple(node.name for node in region.nodes),
+        nodes=nodes,
         root=region.root.name,
         source=program.source(placed),
-        rules=(*names, *sorted(plan.form.rules)),
+        rules=tuple(sorted(plan.form.rules)),
         residual=error,
         validity="{}x{} only".format(*plan.form.size) if plan.form.size else "all sizes",
         macs_before=macs_before,

@@ -13,11 +13,12 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import fx
 
 from fuseq import ops
 from fuseq.affine.emit import Plan
 from fuseq.affine.operations import is_data
+from fuseq.macs import macs
 from fuseq.program import Program
 
 _CHANNELWISE = ("batch_norm", "add", "sub", "mul", "div")
@@ -67,24 +68,6 @@ def plan_macs(plan: Plan, result: tuple[int, ...]) -> int:
     """Multiply-accumulates of a planned convolution."""
     batch, _, height, width = result
     return batch * height * width * plan.weight_size
-
-
-def macs(program: Program, node: fx.Node) -> int:
-    """Multiply-accumulates of one node; zero for what only moves or adds."""
-    batch, _, height, width = program.shape(node)
-    match ops.name_of(program, node):
-        case "conv2d":
-            conv = program.get(node)
-            assert isinstance(conv, nn.Conv2d)
-            return batch * height * width * conv.weight.numel()
-        case "avg_pool":
-            kernel = node.kwargs["kernel_size"]
-            assert isinstance(kernel, tuple)
-            return math.prod(program.shape(node)) * math.prod(kernel)
-        case "batch_norm" | "mul" | "div":
-            return math.prod(program.shape(node))
-        case _:
-            return 0
 
 
 def _folds(

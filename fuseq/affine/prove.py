@@ -28,15 +28,30 @@ Step = Callable[..., Any]
 
 
 @dataclass(frozen=True)
+class FusedNode:
+    """An operation that became part of a convolution.
+
+    Attributes:
+        name: of the node.
+        op: its canonical name.
+        source: `file:line`, or the empty string.
+    """
+
+    name: str
+    op: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Certificate:
     """What is known of one fused region.
 
     Attributes:
         module: path of the new convolution.
-        nodes: names of the nodes it replaces.
+        nodes: what it replaces, in graph order.
         root: name of the value it reads.
         source: `file:line` of the value it computes, or the empty string.
-        rules: operations and exactness rules that were used.
+        rules: exactness rules that it rests on.
         residual: largest `max |error| / max |output|` of the float64 check.
         validity: "all sizes" (that leave something of each cropped map), or the only height
             and width the fusion holds for.
@@ -47,7 +62,7 @@ class Certificate:
     """
 
     module: str
-    nodes: tuple[str, ...]
+    nodes: tuple[FusedNode, ...]
     root: str
     source: str
     rules: tuple[str, ...]

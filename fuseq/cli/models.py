@@ -18,15 +18,17 @@ from fuseq.affine.prove import Certificate
 from fuseq.affine.refusal import Refusal
 from fuseq.bundle import MANIFEST, require_writable
 from fuseq.calibration import CalibrationSource, load_calibration, read_arrays
+from fuseq.cli.explanation import explanation
 from fuseq.cli.progress import progress
 from fuseq.cli.streams import Result, message
-from fuseq.cli.tables import table
+from fuseq.cli.tables import large, table
 from fuseq.equivalence.result import CheckResult
 from fuseq.errors import FuseqError
 from fuseq.pass_spec import parse_backend, parse_passes
 from fuseq.target import Target, load_target, parse_arguments
 
 FLOAT_PASSES = "fuse-affine"
+FRONT_ENDS = {"fx": "torch.fx", "export": "torch.export"}
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,7 @@ def fuse(source: Source, *, passes: str | None, explain: bool, quiet: bool) -> R
     assert program.report is not None
     shown = _fusion(program.report)
     if explain:
-        shown += ["", *(f"fused   {region}" for region in program.details(Certificate))]
-        shown += [f"refused {refusal}" for refusal in program.details(Refusal)]
+        shown += explanation(program.details(Certificate), program.details(Refusal))
     return Result(program.report, Group(*shown))
 
 
@@ -210,6 +211,7 @@ def _counts(report: Mapping[str, Any]) -> list[RenderableType]:
     for name, key in (("convolutions", "conv"), ("batch norms", "bn")):
         counts.add_row(name, *(str(report["ops"][f"{key}_{when}"]) for when in ("before", "after")))
     counts.add_row("parameters", *(f"{n:,}" for n in report["parameters"].values()))
+    counts.add_row("MACs", *(large(n) for n in report["macs"].values()))
     return [counts]
 
 
@@ -218,4 +220,5 @@ def _fusion(report: Mapping[str, Any]) -> list[RenderableType]:
         f"largest error: {report['max_rel_error_f64']:.1e} relative in float64, "
         f"{report['max_abs_error_f32']:.1e} absolute in float32"
     )
-    return [*_counts(report), error, *(f"note: {note}" for note in report["notes"])]
+    captured = f"captured with {FRONT_ENDS[report['capture']]}"
+    return [*_counts(report), error, captured, *(f"note: {note}" for note in report["notes"])]

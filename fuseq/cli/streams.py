@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "fuseq/1"
 BUG, INTERRUPTED = 70, 130
+_UNFOLDED = 100_000
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,11 @@ def message(text: RenderableType) -> None:
 def _print(text: RenderableType, file: TextIO) -> None:
     from rich.console import Console
 
-    # Without a terminal there is no width to fold at.
-    width = None if file.isatty() else 200
-    Console(file=file, width=width, highlight=False, markup=False, emoji=False).print(text)
+    terminal = file.isatty()
+    # Without a terminal there is no width to fold at, and nobody to see spaces at the end of lines.
+    width = None if terminal else _UNFOLDED
+    console = Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+    with console.capture() as printed:
+        console.print(text)
+    shown = printed.get()
+    file.write(shown if terminal else "".join(f"{line.rstrip()}\n" for line in shown.splitlines()))
