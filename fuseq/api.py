@@ -18,6 +18,7 @@ from fuseq.macs import total_macs
 from fuseq.pass_spec import parse_passes, with_options
 from fuseq.program import Program
 from fuseq.rewrite import Pass, Pipeline, split_by_promise
+from fuseq.statistics import statistics_warnings
 from fuseq.tracing import capture
 
 Progress: TypeAlias = Callable[[str, int], None]
@@ -63,6 +64,7 @@ def fuse(
         **structure_counts(before, program),
         "capture": before.origin.front_end,
         "notes": list(before.origin.notes),
+        "warnings": fusion_warnings(before, program),
         "max_rel_error_f64": error64,
         "max_abs_error_f32": error32,
         "regions": [dataclasses.asdict(region) for region in program.details(Certificate)],
@@ -166,6 +168,13 @@ def fusion_error(before: Program, after: Program, steps: Sequence[Pass]) -> tupl
         pairs = zip(actual, expected, strict=True)
         worst = max(worst, *(float((a - b).abs().max()) for a, b in pairs))
     return error64, worst
+
+
+def fusion_warnings(before: Program, after: Program) -> list[dict[str, Any]]:
+    """What looks wrong with the batch norms that were folded, unless a pass recomputed them."""
+    if any(record.name.startswith("recalibrate-bn") for record in after.history):
+        return []
+    return [dataclasses.asdict(warning) for warning in statistics_warnings(before)]
 
 
 def structure_counts(before: Program, after: Program) -> dict[str, dict[str, int]]:

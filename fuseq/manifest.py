@@ -15,7 +15,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fuseq.api import structure_counts
+from fuseq.api import fusion_warnings, structure_counts
 from fuseq.equivalence.lowered import sizes
 from fuseq.equivalence.result import CheckResult
 from fuseq.program import Program
@@ -50,6 +50,7 @@ def describe_lowering(
         **structure_counts(captured, program),
         "capture": program.origin.front_end,
         "notes": list(program.origin.notes),
+        "warnings": fusion_warnings(captured, program),
         "passes": [{"name": r.name, "rewrites": r.rewrites} for r in program.history],
         "calibration": None if calibration is None else describe_calibration(calibration),
         "inputs": _interface(program, program.inputs(), program.input_names, integer_io),

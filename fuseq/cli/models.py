@@ -104,11 +104,13 @@ def lower(
         "parameters": bundle.manifest["parameters"],
         "files": bundle.manifest["files"],
         **bundle.result.to_json(),
+        "warnings": bundle.manifest["warnings"],
         "float_islands": bundle.manifest["float_islands"],
         "runtime_float_ops": bundle.manifest["runtime_float_ops"],
         "seconds": round(time.perf_counter() - start, 3),
         "peak_rss_mb": _peak_memory(),
     }
+    _show_warnings(bundle.manifest)
     for island in bundle.manifest["float_islands"]:
         message(f"note: `{island}` stays float")
     if data and data.synthetic:
@@ -133,6 +135,7 @@ def fuse(source: Source, *, passes: str | None, explain: bool, quiet: bool) -> R
             progress=report,
         )
     assert program.report is not None
+    _show_warnings(program.report)
     shown = _fusion(program.report)
     if explain:
         shown += explanation(program.details(Certificate), program.details(Refusal))
@@ -171,6 +174,12 @@ def _side(source: Source) -> Any:
         return path
     target = source.load()
     return fuseq.capture(target.model, target.example_inputs)
+
+
+def _show_warnings(report: Mapping[str, Any]) -> None:
+    for found in report["warnings"]:
+        place = f"`{found['node']}`" + (f" ({found['source']})" if found["source"] else "")
+        message(f"warning: {place}: {found['message']}\n  help: {found['fix']}")
 
 
 def _peak_memory() -> float:
