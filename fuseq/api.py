@@ -18,6 +18,7 @@ from fuseq.macs import total_macs
 from fuseq.pass_spec import parse_passes, with_options
 from fuseq.program import Program
 from fuseq.rewrite import Pass, Pipeline, split_by_promise
+from fuseq.rounding import float32_bound
 from fuseq.statistics import statistics_warnings
 from fuseq.tracing import capture
 
@@ -59,7 +60,7 @@ def fuse(
     program = run_passes(steps, before, progress, prove)
     if progress:
         progress("check", 0)
-    error64, error32 = fusion_error(before, program, steps)
+    error64, error32, bound32 = fusion_error(before, program, steps)
     program.report = {
         **structure_counts(before, program),
         "capture": before.origin.front_end,
@@ -67,6 +68,7 @@ def fuse(
         "warnings": fusion_warnings(before, program),
         "max_rel_error_f64": error64,
         "max_abs_error_f32": error32,
+        "float32_bound": bound32,
         "regions": [dataclasses.asdict(region) for region in program.details(Certificate)],
         "refused": [dataclasses.asdict(refusal) for refusal in program.details(Refusal)],
         "seconds": round(time.perf_counter() - start, 3),
@@ -148,26 +150,26 @@ def _reporting(step: Pass, progress: Progress) -> Pass:
     return dataclasses.replace(step, progress=report)  # type: ignore[type-var]
 
 
-def fusion_error(before: Program, after: Program, steps: Sequence[Pass]) -> tuple[float, float]:
+def fusion_error(
+    before: Program, after: Program, steps: Sequence[Pass]
+) -> tuple[float, float, float]:
     """How far the rewrites that promise the same function moved the outputs.
 
     The float64 error is that of the whole pipeline run again on a float64 twin with the real
     weights; steps that compute a new function are taken as given, on both sides.
 
     Returns:
-        Largest relative error in float64, and largest absolute error in float32.
+        Largest relative error in float64; largest absolute error in float32, on the first and
+        smallest of the inputs, and the most that rounding explains there.
     """
     before, same = split_by_promise(steps, before)
     probes = verify.probe_inputs(before)
     twin = before.twin(torch.float64)
     error64 = verify.distance(twin, Pipeline(same, prove=False).run(twin), probes)
-    worst = 0.0
-    for inputs in probes:
-        floats = tuple(x.float() if x.is_floating_point() else x for x in inputs)
-        expected, actual = verify.outputs(before, floats), verify.outputs(after, floats)
-        pairs = zip(actual, expected, strict=True)
-        worst = max(worst, *(float((a - b).abs().max()) for a, b in pairs))
-    return error64, worst
+    floats = tuple(x.float() if x.is_floating_point() else x for x in probes[0])
+    pairs = zip(verify.outputs(after, floats), verify.outputs(before, floats), strict=True)
+    error32 = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
+    return error64, error32, max(float32_bound(floats, before, after), default=0.0)
 
 
 def fusion_warnings(before: Program, after: Program) -> list[dict[str, Any]]:

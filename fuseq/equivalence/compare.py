@@ -23,7 +23,13 @@ Arrays: TypeAlias = Sequence[npt.NDArray[np.generic]]
 
 
 def exact(
-    id: str, pair: str, reference: Arrays, candidate: Arrays, *, max_rel: float, note: str = ""
+    id: str,
+    pair: str,
+    reference: Arrays,
+    candidate: Arrays,
+    *,
+    max_rel: float | Sequence[float],
+    note: str = "",
 ) -> Check:
     """The same function, but for rounding.
 
@@ -32,16 +38,22 @@ def exact(
         pair: what is compared, for people.
         reference: float outputs.
         candidate: float outputs of the rewrite.
-        max_rel: allowed `max |candidate - reference| / max |reference|`, the worst of all outputs.
+        max_rel: allowed `max |candidate - reference| / max |reference|`, for all outputs or one
+            for each. With one for each, the output is reported that comes closest to its own.
         note: remark to keep with the result.
     """
-    absolute, relative = 0.0, 0.0
-    for a, b in _pairs(reference, candidate):
+    limits = max_rel if isinstance(max_rel, Sequence) else [max_rel] * len(reference)
+    absolute, relative, allowed = 0.0, 0.0, max(limits, default=0.0)
+    passed, closest = True, 0.0
+    for (a, b), limit in zip(_pairs(reference, candidate), limits, strict=True):
         difference = _largest(b - a)
+        error = difference / max(_largest(a), 1e-300)
         absolute = max(absolute, difference)
-        relative = max(relative, difference / max(_largest(a), 1e-300))
+        passed = passed and error <= limit
+        if error / max(limit, 1e-300) >= closest:
+            relative, allowed, closest = error, limit, error / max(limit, 1e-300)
     metrics = {"max_abs": absolute, "max_rel": relative}
-    return Check(id, pair, "exact", metrics, {"max_rel": max_rel}, relative <= max_rel, note)
+    return Check(id, pair, "exact", metrics, {"max_rel": allowed}, passed, note)
 
 
 def fidelity(
@@ -122,6 +134,12 @@ def parity(
         gate |= {"float_max_lsb": 1}
         passed = passed and max(rounded.values()) <= 1
     return Check(id, pair, "parity", metrics, gate, passed, note)
+
+
+def relative_limits(bounds: Sequence[float], reference: Arrays) -> list[float]:
+    """Absolute limits, one for each output, as `exact` takes them."""
+    pairs = zip(bounds, reference, strict=True)
+    return [bound / max(_largest(y.astype(np.float64)), 1e-300) for bound, y in pairs]
 
 
 def _pairs(reference: Arrays, candidate: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -8,10 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from fuseq.bundle import Bundle, read_bundle
-from fuseq.equivalence.compare import FLOAT32_FORMS, exact, fidelity, parity
+from fuseq.equivalence.compare import (
+    FLOAT32_FORMS,
+    exact,
+    fidelity,
+    parity,
+    relative_limits,
+)
 from fuseq.equivalence.result import Check, CheckResult, Divergence
-from fuseq.equivalence.sides import Side, side_of
+from fuseq.equivalence.sides import Side, side_of, tensors
 from fuseq.errors import FuseqError
+from fuseq.rounding import float32_bound
 
 
 def check(
@@ -20,7 +27,7 @@ def check(
     inputs: Iterable[Sequence[np.ndarray]] | None = None,
     *,
     min_sqnr_db: float | None = None,
-    max_rel: float = FLOAT32_FORMS,
+    max_rel: float | None = None,
 ) -> CheckResult:
     """Compare two things that should compute the same.
 
@@ -33,7 +40,8 @@ def check(
         candidate: another; None to check a bundle against its golden outputs.
         inputs: batches of float32 arrays; the sides' recorded inputs, or seeded ones in [0, 1].
         min_sqnr_db: gate of a fidelity check; without it that check only reports.
-        max_rel: gate of an exact check.
+        max_rel: gate of an exact check. By default what float32 rounding explains where both
+            sides are programs (`fuseq.rounding`), else `FLOAT32_FORMS`.
 
     Returns:
         One check per batch. Nothing compared is a failure.
@@ -59,7 +67,7 @@ def _compare(
     batch: tuple[np.ndarray, ...],
     number: int,
     min_sqnr_db: float | None,
-    max_rel: float,
+    max_rel: float | None,
 ) -> Check:
     pair = f"{a.name} <-> {b.name}"
     note = "; ".join(dict.fromkeys(n for n in (a.note, b.note) if n))
@@ -80,7 +88,16 @@ def _compare(
         return fidelity(
             f"fidelity-{number}", pair, expected, actual, min_sqnr_db=min_sqnr_db, note=note
         )
-    return exact(f"exact-{number}", pair, expected, actual, max_rel=max_rel, note=note)
+    allowed = _float32_limits(a, b, batch, expected) if max_rel is None else max_rel
+    return exact(f"exact-{number}", pair, expected, actual, max_rel=allowed, note=note)
+
+
+def _float32_limits(
+    a: Side, b: Side, batch: tuple[np.ndarray, ...], expected: Sequence[np.ndarray]
+) -> float | list[float]:
+    if a.program is None or b.program is None:
+        return FLOAT32_FORMS
+    return relative_limits(float32_bound(tensors(batch), a.program, b.program), expected)
 
 
 def _first_divergence(a: Side, b: Side, batch: tuple[np.ndarray, ...]) -> Divergence | None:

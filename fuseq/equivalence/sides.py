@@ -38,6 +38,7 @@ class Side:
         sources: value name -> `file:line`, where known.
         golden: inputs recorded with the side, or none.
         note: host remark of its runner.
+        program: of a float program side, else None.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Side:
     sources: Mapping[str, str]
     golden: tuple[np.ndarray, ...] = ()
     note: str = ""
+    program: Program | None = None
 
 
 def side_of(thing: object) -> Side:
@@ -71,7 +73,8 @@ def side_of(thing: object) -> Side:
     )
 
 
-def _tensors(arrays: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
+def tensors(arrays: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
+    """Arrays as tensors with memory of their own."""
     return tuple(torch.from_numpy(np.array(a)) for a in arrays)
 
 
@@ -84,7 +87,7 @@ def _leaves(result: object) -> list[np.ndarray]:
 def _module_side(module: nn.Module) -> Side:
     def run(*arrays: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
-            return _leaves(module(*_tensors(arrays)))
+            return _leaves(module(*tensors(arrays)))
 
     return Side(type(module).__name__, run, None, (), {})
 
@@ -92,10 +95,10 @@ def _module_side(module: nn.Module) -> Side:
 def _program_side(program: Program) -> Side:
     def run(*arrays: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
-            return _leaves(program(*_tensors(arrays)))
+            return _leaves(program(*tensors(arrays)))
 
     def integers(*arrays: np.ndarray) -> Mapping[str, np.ndarray]:
-        values = execute(program, _tensors(arrays)).integers
+        values = execute(program, tensors(arrays)).integers
         return {name: value.numpy() for name, value in values.items()}
 
     quantized = program.quantization is not None
@@ -107,7 +110,9 @@ def _program_side(program: Program) -> Side:
     name = ("quantized" if quantized else "float") + f" {type(program.origin.module).__name__}"
     sources = {node.name: program.source(node) for node in program.graph.nodes}
     golden = tuple(x.numpy() for x in program.example_inputs)
-    return Side(name, run, integers if quantized else None, shapes, sources, golden)
+    if quantized:
+        return Side(name, run, integers, shapes, sources, golden)
+    return Side(name, run, None, shapes, sources, golden, program=program)
 
 
 def _file_side(
