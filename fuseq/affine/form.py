@@ -60,6 +60,7 @@ class LinForm:
         border: constant frame that still has to become the bias, or None.
         margin: positions along the sides where the formula is wrong, or None.
         size: root size the form is restricted to, or None if it holds for every size.
+        tokens: channels are the last dimension, of any rank, and there is no map.
         rules: exactness rules that were needed, by name.
         rounding: relative rounding of constants that were taken as equal to a bias.
     """
@@ -73,16 +74,20 @@ class LinForm:
     border: Border | None = None
     margin: Margin | None = None
     size: tuple[int, int] | None = None
+    tokens: bool = False
     rules: frozenset[str] = frozenset()
     rounding: float = 0.0
 
     @staticmethod
-    def root(channels: int, size: tuple[int, int] | None = None) -> LinForm:
+    def root(
+        channels: int, size: tuple[int, int] | None = None, *, tokens: bool = False
+    ) -> LinForm:
         """The identity on a root.
 
         Args:
             channels: of the root.
             size: restrict everything built on the root to this height and width.
+            tokens: channels are the last dimension.
         """
         channel = torch.arange(channels)
         return LinForm(
@@ -93,12 +98,20 @@ class LinForm:
             bias=torch.zeros(channels, dtype=torch.float64),
             kernel=lambda: torch.ones(channels, 1, 1, 1, dtype=torch.float64),
             size=size,
+            tokens=tokens,
         )
 
     @property
     def channels(self) -> int:
         """Number of channels of the value."""
         return len(self.bias)
+
+    def shape(self, root: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the value for a shape of the root."""
+        if self.tokens:
+            return (*root[:-1], self.channels)
+        rows, columns = (axis.size(n) for axis, n in zip(self.axes, root[2:], strict=True))
+        return (root[0], self.channels, rows, columns)
 
     def groups(self) -> int:
         """Largest group count of a convolution that can hold this form."""

@@ -12,13 +12,12 @@ import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import fx, nn
 
 from fuseq import ops
 from fuseq.affine.emit import Plan, plans
-from fuseq.affine.operations import boundary
-from fuseq.affine.price import CostModel, plan_macs
+from fuseq.affine.operations import WEIGHTED, boundary
+from fuseq.affine.price import CostModel
 from fuseq.affine.prove import LIMIT, Certificate, FusedNode, residual
 from fuseq.affine.refusal import Refusal, RefusedError
 from fuseq.affine.region import Region, candidates, dominators, read
@@ -122,7 +121,7 @@ def _search(
             if region.code != "nonlinear" or ops.name_of(program, exit) in _TELLING:
                 refused.append(region)
             break
-        if len(region.nodes) == 1 or not _convolutions(program, region):
+        if len(region.nodes) == 1 or not _weighted(program, region):
             continue
         candidate = _priced(program, region, cost, captured_size_only)
         if isinstance(candidate, Candidate) and candidate.pays:
@@ -143,21 +142,26 @@ def _search(
 def _priced(
     program: Program, region: Region, cost: CostModel, captured_size_only: bool
 ) -> Candidate | Refusal:
-    root, result = program.shape(region.root), program.shape(region.exit)
+    root = program.shape(region.root)
     form = read(program, region, None)
-    if isinstance(form, Refusal) and captured_size_only:
+    if isinstance(form, Refusal) and captured_size_only and len(root) == 4:
         form = read(program, region, (root[2], root[3]))
     if isinstance(form, Refusal):
         return form
-    plan = min(plans(form), key=lambda p: cost.plan(p, root, result))
-    saving = cost.nodes(program, region.nodes) - cost.plan(plan, root, result)
-    return Candidate(region, plan, saving, len(region.nodes) - 1 - any(plan.frame))
+    names = {ops.name_of(program, node) for node in region.nodes}
+    possible = plans(form, transpose="conv_transpose2d" in names)
+    plan = min(possible, key=lambda p: cost.plan(p, root), default=None)
+    if plan is None:
+        error = RefusedError("layout", "the value is upsampled by different factors")
+        return region.refused(program, region.exit, error)
+    saving = cost.nodes(program, region.nodes) - cost.plan(plan, root)
+    return Candidate(region, plan, saving, len(region.nodes) - plan.operations)
 
 
 def _too_dear(program: Program, candidate: Candidate) -> Refusal:
     region = candidate.region
     before = sum(macs(program, node) for node in region.nodes)
-    after = plan_macs(candidate.plan, program.shape(region.exit))
+    after = candidate.plan.macs(program.shape(region.root))
     error = RefusedError(
         "cost",
         f"one convolution would take {after / 1e6:.3g} MMAC instead of {before / 1e6:.3g}",
@@ -168,7 +172,7 @@ def _too_dear(program: Program, candidate: Candidate) -> Refusal:
 def _replace(program: Program, candidate: Candidate) -> Certificate | Refusal:
     """Prove a candidate, then put its convolution into the graph."""
     region, plan = candidate.region, candidate.plan
-    convolutions = _convolutions(program, region)
+    layers = _weighted(program, region)
     fused = plan.build()
     error = residual(program, region, plan, fused)
     if not error <= LIMIT + 64 * plan.form.rounding:
@@ -180,13 +184,13 @@ def _replace(program: Program, candidate: Candidate) -> Certificate | Refusal:
         for node in region.nodes
     )
     parameters_before = sum(_parameters(program, node) for node in region.nodes)
-    fused = fused.to(_weight(program, convolutions[0]).dtype)
-    name = _common_path([str(node.target) for node in convolutions])
+    fused = fused.to(next(program.get(layers[0]).parameters()).dtype)
+    name = _common_path([str(node.target) for node in layers])
+    macs_after = plan.macs(program.shape(region.root))
     for node in region.nodes:
         if node.op == "call_module":
             program.module.delete_submodule(str(node.target))
-    placed = _insert(program, region, plan, name, fused)
-    region.exit.replace_all_uses_with(placed)
+    placed = plan.place(program, region.root, region.exit, name, fused)
     for node in reversed(region.nodes):
         program.graph.erase_node(node)
     return Certificate(
@@ -198,36 +202,14 @@ def _replace(program: Program, candidate: Candidate) -> Certificate | Refusal:
         residual=error,
         validity="{}x{} only".format(*plan.form.size) if plan.form.size else "all sizes",
         macs_before=macs_before,
-        macs_after=plan_macs(plan, program.shape(placed)),
+        macs_after=macs_after,
         parameters_before=parameters_before,
         parameters_after=sum(p.numel() for p in fused.parameters()),
     )
 
 
-def _insert(program: Program, region: Region, plan: Plan, name: str, fused: nn.Conv2d) -> fx.Node:
-    source = region.root
-    if any(plan.frame):
-        with program.graph.inserting_before(region.exit):
-            source = program.graph.call_function(
-                torch.nn.functional.pad,
-                (region.root,),
-                {"pad": plan.frame, "mode": "constant", "value": 0.0},
-            )
-        left, right, top, bottom = plan.frame
-        batch, channels, height, width = program.shape(region.root)
-        shape = (batch, channels, height + top + bottom, width + left + right)
-        source.meta = {**region.exit.meta, "shape": shape, "dtype": region.root.meta["dtype"]}
-    return program.insert_module(name, fused, region.exit, source)
-
-
-def _convolutions(program: Program, region: Region) -> list[fx.Node]:
-    return [node for node in region.nodes if ops.name_of(program, node) == "conv2d"]
-
-
-def _weight(program: Program, node: fx.Node) -> torch.Tensor:
-    conv = program.get(node)
-    assert isinstance(conv, nn.Conv2d)
-    return conv.weight
+def _weighted(program: Program, region: Region) -> list[fx.Node]:
+    return [node for node in region.nodes if ops.name_of(program, node) in WEIGHTED]
 
 
 def _parameters(program: Program, node: fx.Node) -> int:

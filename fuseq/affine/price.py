@@ -17,11 +17,12 @@ from torch import fx
 
 from fuseq import ops
 from fuseq.affine.emit import Plan
-from fuseq.affine.operations import is_data
+from fuseq.affine.operands import is_data
+from fuseq.affine.operations import WEIGHTED
 from fuseq.macs import macs
 from fuseq.program import Program
 
-_CHANNELWISE = ("batch_norm", "add", "sub", "mul", "div")
+_CHANNELWISE = ("batch_norm", "batch_norm1d", "add", "sub", "mul", "div")
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,11 @@ class CostModel:
             total += macs(program, node) + self.element * elements + self.operation
         return total
 
-    def plan(self, plan: Plan, root: tuple[int, ...], result: tuple[int, ...]) -> float:
-        """Price of a planned convolution, given the shapes of root and result."""
-        batch, channels, height, width = root
-        left, right, top, bottom = plan.frame
-        framed = batch * channels * (height + top + bottom) * (width + left + right)
-        total = plan_macs(plan, result) + self.element * (framed + math.prod(result))
-        if any(plan.frame):
-            total += self.element * (math.prod(root) + framed) + self.operation
-        return total + self.operation
-
-
-def plan_macs(plan: Plan, result: tuple[int, ...]) -> int:
-    """Multiply-accumulates of a planned convolution."""
-    batch, _, height, width = result
-    return batch * height * width * plan.weight_size
+    def plan(self, plan: Plan, root: tuple[int, ...]) -> float:
+        """Price of a plan, given the shape of the root."""
+        return (
+            plan.macs(root) + self.element * plan.elements(root) + self.operation * plan.operations
+        )
 
 
 def _folds(
@@ -78,5 +69,5 @@ def _folds(
     if len(data) != 1 or ops.name_of(program, node) not in _CHANNELWISE or data[0] not in nodes:
         return False
     before = data[0]
-    after_conv = before in absorbed or ops.name_of(program, before) == "conv2d"
-    return after_conv and len(before.users) == 1
+    after_layer = before in absorbed or ops.name_of(program, before) in WEIGHTED
+    return after_layer and len(before.users) == 1

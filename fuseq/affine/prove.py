@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fuseq import ops
 from fuseq.affine.emit import Plan
-from fuseq.affine.operations import constant_of
+from fuseq.affine.operands import constant_of
 from fuseq.affine.region import Region
 from fuseq.program import Program
 
@@ -82,28 +82,29 @@ class Certificate:
         )
 
 
-def residual(program: Program, region: Region, plan: Plan, fused: torch.nn.Conv2d) -> float:
-    """Largest relative float64 difference between a region and its convolution.
+def residual(program: Program, region: Region, plan: Plan, layer: nn.Module) -> float:
+    """Largest relative float64 difference between a region and what replaces it.
 
     Args:
         program: that holds the region; of any dtype.
         region: the original operations.
-        plan: structure of the convolution.
-        fused: the convolution, in float64.
+        plan: what replaces them.
+        layer: of the plan, in float64.
 
     Returns:
         `max |fused - region| / max |region|` over the probes; infinite if a shape differs or a
         value is not finite.
     """
     steps = [(node, _step(program, node)) for node in region.nodes]
+    captured = program.shape(region.root)
     differences = [
-        _difference(region, steps, plan, fused, size) for size in _sizes(program, region, plan)
+        _difference(region, steps, plan, layer, shape)
+        for shape in _probe_shapes(program, region, plan)
     ]
     compared = [d for d in differences if d is not None]
     if not compared:
-        height, width = program.shape(region.root)[2:]
-        captured = _difference(region, steps, plan, fused, (height, width))
-        return float("inf") if captured is None else captured
+        last = _difference(region, steps, plan, layer, captured)
+        return float("inf") if last is None else last
     return max(compared)
 
 
@@ -111,45 +112,56 @@ def _difference(
     region: Region,
     steps: list[tuple[fx.Node, Step]],
     plan: Plan,
-    fused: torch.nn.Conv2d,
-    size: tuple[int, int],
+    layer: nn.Module,
+    shape: tuple[int, ...],
 ) -> float | None:
-    """The residual at one size, or None if the region itself does not run there."""
-    x = torch.zeros(2, plan.form.in_channels, *size, dtype=torch.float64)
+    """The residual at one shape of the root, or None if the region itself does not run there."""
+    x = torch.zeros(2, *shape[1:], dtype=torch.float64)
     torch.nn.init.normal_(x[0], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         try:
             expected = _run(region, steps, x)
         except RuntimeError:
             return None
-        actual = fused(torch.nn.functional.pad(x, plan.frame))
+        actual = plan.run(layer, x)
     if actual.shape != expected.shape or not torch.isfinite(actual).all():
         return float("inf")
     error = float((actual - expected).abs().max())
     return error / float(expected.abs().max()) if error else 0.0
 
 
-def _sizes(program: Program, region: Region, plan: Plan) -> list[tuple[int, int]]:
-    form, captured = plan.form, program.shape(region.root)[2:]
+def _probe_shapes(program: Program, region: Region, plan: Plan) -> list[tuple[int, ...]]:
+    form, captured = plan.form, program.shape(region.root)
+    if form.tokens:
+        return [(2, *(min(n, 3) for n in captured[1:-1]), captured[-1])]
     if form.size:
-        return [form.size]
+        return [(2, captured[1], *form.size)]
     divides = any(ops.name_of(program, node) == "pixel_unshuffle" for node in region.nodes)
     near: list[int] = []
-    for size, axis in zip(captured, form.axes, strict=True):
+    for size, axis in zip(captured[2:], form.axes, strict=True):
         window = max(axis.taps[-1], 0) - min(axis.taps[0], 0) + 2 * axis.stride + 2
         window = max(window, -axis.extent + axis.stride)
         near.append(size - axis.stride * ((size - window) // axis.stride))
     steps = [axis.stride if divides else 1 for axis in form.axes]
     sizes = [(near[0], near[1]), (near[0] + steps[0], near[1] + 3 * steps[1])]
-    small = (min(captured[0], near[0]), min(captured[1], near[1]))
-    return sizes if small == sizes[0] else [*sizes, small]
+    small = (min(captured[2], near[0]), min(captured[3], near[1]))
+    if small != sizes[0]:
+        sizes.append(small)
+    return [(2, captured[1], *size) for size in sizes]
 
 
 def _run(region: Region, steps: list[tuple[fx.Node, Step]], x: Tensor) -> Tensor:
     values: dict[fx.Node, Any] = {region.root: x}
+
+    def value(node: fx.Node) -> Any:
+        if node not in values and node.target in ops.SHAPE_ARITHMETIC:
+            assert callable(node.target)
+            values[node] = node.target(*fx.node.map_arg(node.args, value))
+        return values.get(node, node)
+
     for node, step in steps:
-        args = fx.node.map_arg(node.args, lambda n: values.get(n, n))
-        values[node] = step(*args)
+        attributes = fx.node.map_arg(node.kwargs, value)
+        values[node] = step(*fx.node.map_arg(node.args, value), **attributes)
     result: Tensor = values[region.exit]
     return result
 
@@ -171,9 +183,7 @@ def _step(program: Program, node: fx.Node) -> Step:
         if (named := constant_of(n)) is not None
     }
 
-    attributes: dict[str, Any] = dict(node.kwargs)
-
-    def step(*args: Any) -> Any:
+    def step(*args: Any, **attributes: Any) -> Any:
         filled = fx.node.map_arg(args, lambda n: constants.get(n, n))
         return function(*filled, **attributes)
 

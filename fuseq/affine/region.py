@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import networkx as nx
 from torch import fx
 
+from fuseq import ops
 from fuseq.affine.form import LinForm
-from fuseq.affine.operations import boundary, form_of, is_data, operands
+from fuseq.affine.operands import is_data
+from fuseq.affine.operations import boundary, form_of, operands
+from fuseq.affine.polyphase import Form, PolyphaseForm
 from fuseq.affine.refusal import Refusal, RefusedError
 from fuseq.program import Program
 
@@ -92,11 +95,11 @@ def candidates(
             if error:
                 yield region.refused(program, node, error)
                 return
-        if len(root.meta.get("shape", ())) == 4:
+        if len(root.meta.get("shape", ())) == len(exit.meta["shape"]):
             yield region
 
 
-def read(program: Program, region: Region, size: tuple[int, int] | None) -> LinForm | Refusal:
+def read(program: Program, region: Region, size: tuple[int, int] | None) -> Form | Refusal:
     """Form of a region's exit, or why it has none.
 
     Args:
@@ -108,30 +111,35 @@ def read(program: Program, region: Region, size: tuple[int, int] | None) -> LinF
     for node in reversed(region.nodes):
         if node in needed:
             needed.update(operands(node))
-    forms = {region.root: LinForm.root(program.shape(region.root)[1], size)}
+    tokens = any(ops.name_of(program, node) == "linear" for node in needed)
+    root = program.shape(region.root)
+    channels = root[-1] if tokens else root[1]
+    forms: dict[fx.Node, Form] = {region.root: LinForm.root(channels, size, tokens=tokens)}
     for node in region.nodes:
         if node not in needed:
             continue
         try:
             forms[node] = form_of(program, node, forms)
             if node is region.exit:
-                _require_shape(forms[node], program.shape(region.root), program.shape(node))
+                _require_shape(forms[node], root, program.shape(node))
         except RefusedError as error:
             return region.refused(program, _culprit(forms, node, error), error)
     return forms[region.exit]
 
 
-def _culprit(forms: Mapping[fx.Node, LinForm], node: fx.Node, error: RefusedError) -> fx.Node:
+def _culprit(forms: Mapping[fx.Node, Form], node: fx.Node, error: RefusedError) -> fx.Node:
     """The node that made a margin which was never cropped, else the node that refuses."""
-    spoiled = (n for n, form in forms.items() if form.margin and form.margin.error is error)
-    return next(spoiled, node)
+    for earlier, form in forms.items():
+        margin = (form.coarse if isinstance(form, PolyphaseForm) else form).margin
+        if margin and margin.error is error:
+            return earlier
+    return node
 
 
-def _require_shape(form: LinForm, root: tuple[int, ...], shape: tuple[int, ...]) -> None:
+def _require_shape(form: Form, root: tuple[int, ...], shape: tuple[int, ...]) -> None:
     """Broadcasting can change a shape in ways no form has."""
     form.require_exact()
-    size = (root[0], form.channels, *(a.size(n) for a, n in zip(form.axes, root[2:], strict=True)))
-    if size != shape:
+    if form.shape(root) != shape:
         raise RefusedError("layout", f"an operand is repeated to shape {shape}")
 
 
