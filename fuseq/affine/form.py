@@ -349,7 +349,7 @@ class LinForm:
         biased = None if same(self.bias, constant, 0.0) else border_bias(self.bias, constant)
         widths = []
         for side, (reach, width) in enumerate(zip(reaches, old, strict=True)):
-            failed = (biased or self._ring(side)) if reach > 0 else None
+            failed = (self._ring(side) or biased) if reach > 0 else None
             error = error or failed
             spoiled = width or failed
             widths.append(max(0, -(-(width + reach) // outer[side // 2].stride)) if spoiled else 0)
