@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import fuseq
-from fuseq import ops
 from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.calibrate import calibrate
 from fuseq.quant.profile import Profile
 from fuseq.quant.solve import solve
 from fuseq.quant.structure import find_structure
+from fuseq.requirements import batch_norms_folded
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,6 @@ class FloatIslands:
     """
 
     islands: tuple[str, ...]
-
-
-def batch_norms_folded(program: Program) -> str | None:
-    """Every batch norm has become part of a convolution or stands behind no integer op."""
-    left = [
-        n
-        for n in program.graph.nodes
-        if ops.name_of(program, n) == "batch_norm"
-        and any(ops.name_of(program, p) == "conv2d" for p in n.all_input_nodes)
-        and len(n.all_input_nodes[0].users) == 1
-    ]
-    return f"{len(left)} are left, first {program.where(left[0])}" if left else None
 
 
 @dataclass(frozen=True)

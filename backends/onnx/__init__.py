@@ -58,6 +58,7 @@ class OnnxBackend(Backend):
             "clamp": frozenset({"conv2d", "linear", "add"}),
         },
         decompose=frozenset({"silu"}),
+        channel_block=16,
     )
 
     opset: int = 18

@@ -16,6 +16,7 @@ CODES = {
     "layout": "operands that are not one map of channels, height and width",
     "leak": "a value inside is read from outside",
     "cost": "one convolution would cost more than the operations it replaces",
+    "siblings": "convolutions of one gate that no single convolution computes",
     "proof": "the float64 check of the fused convolution failed",
 }
 

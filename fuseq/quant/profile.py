@@ -25,6 +25,9 @@ class Profile:
         fixed: op -> (scale, zero point) its output must have.
         decompose: ops that `legalize` spells with others before quantization.
         per_channel: whether weights have one scale per output channel.
+        channel_block: output channels that its integer convolutions compute at a time;
+            `fuse-gates` merges two convolutions that leave part of a block empty, or whose concat
+            then disappears. 0 for a target where that never pays.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Profile:
     fixed: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     decompose: frozenset[str] = frozenset()
     per_channel: bool = True
+    channel_block: int = 0
 
     def __post_init__(self) -> None:
         """Refuse rules that contradict each other."""

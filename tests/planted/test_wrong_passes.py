@@ -90,6 +90,18 @@ def pooled() -> nn.Module:
     return nn.Sequential(conv(), nn.AvgPool2d(3, 1, 1, count_include_pad=False))
 
 
+def gate() -> nn.Module:
+    return Lambda(lambda m, x: m.a(x) * torch.sigmoid(m.b(x)), a=conv(), b=conv(1))
+
+
+def gate_with_reader() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Any:
+        a, b = m.a(x), m.b(x)
+        return a * b + torch.relu(b)
+
+    return Lambda(forward, a=conv(), b=conv(1))
+
+
 def two_inputs() -> nn.Module:
     return Lambda(lambda m, x, y: m.c(x + y), c=conv())
 
@@ -138,6 +150,10 @@ PLANTED: list[tuple[str, Pass, Callable[[], nn.Module], str]] = [
         lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 2, 2), nn.BatchNorm2d(4), nn.ReLU()),
         "_0",
     ),
+    ("FQ301", wrong.MergeGate("half"), gate, "sigmoid"),
+    ("FQ301", wrong.MergeGate("corner"), gate, "sigmoid"),
+    ("FQ301", wrong.MergeGate("bias"), gate, "sigmoid"),
+    ("FQ301", wrong.MergeGate("readers"), gate_with_reader, "relu"),
     ("FQ204", wrong.DropPool(), lambda: nn.Sequential(conv(), nn.AvgPool2d(2)), "output"),
     ("FQ204", wrong.DeleteInput(), two_inputs, "input_1"),
     ("FQ204", wrong.RenameInput(), plain, "image"),

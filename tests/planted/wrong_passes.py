@@ -333,3 +333,45 @@ class AttributeLost(Wrong):
 class Raises(Wrong):
     def run(self, program: Program) -> int:
         return len(program.graph.nodes[0])  # type: ignore[index]
+
+
+@dataclass(frozen=True)
+class MergeGate(Wrong):
+    """One wide convolution for the two factors of a product, with one thing wrong.
+
+    Attributes:
+        wrong: "half" (the factors change places), "corner" (the smaller kernel is not centred),
+            "bias" (the second one's is forgotten) or "readers" (what else reads a factor now reads
+            the wide value's first half).
+    """
+
+    wrong: str
+
+    def run(self, program: Program) -> int:
+        (product,) = nodes(program, "mul")
+        convs = nodes(program, "conv2d")[:2]
+        first, second = (program.get(node) for node in convs)
+        assert isinstance(first, nn.Conv2d)
+        assert isinstance(second, nn.Conv2d)
+        spare = first.kernel_size[0] - second.kernel_size[0]
+        sides = (0, spare) if self.wrong == "corner" else (spare // 2, spare // 2)
+        weights = [first.weight.data, F.pad(second.weight.data, sides * 2)]
+        assert first.bias is not None
+        assert second.bias is not None
+        biases = [first.bias.data, second.bias.data * (self.wrong != "bias")]
+        options: Any = {"kernel_size": first.kernel_size, "padding": first.padding}
+        wide = nn.Conv2d(4, 8, **options)
+        wide.weight, wide.bias = nn.Parameter(torch.cat(weights)), nn.Parameter(torch.cat(biases))
+        value = program.insert_module("wide", wide.eval(), convs[0], *convs[0].all_input_nodes)
+        halves = []
+        for start in (0, 4):
+            attributes: Any = {"dim": 1, "start": start, "end": start + 4, "step": 1}
+            with program.graph.inserting_before(convs[0]):
+                halves.append(program.graph.call_function(ops.slice_tensor, (value,), attributes))
+        if self.wrong == "half":
+            halves.reverse()
+        for conv, half in zip(convs, halves, strict=True):
+            if self.wrong == "readers":
+                conv.replace_all_uses_with(halves[0], lambda user: user is not product)
+            conv.replace_all_uses_with(half)
+        return 1
