@@ -10,7 +10,7 @@ are read once a frame.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from torch import fx
@@ -40,19 +40,25 @@ class CostModel:
     element: float = 4.0
     operation: float = 1000.0
 
-    def nodes(self, program: Program, nodes: Collection[fx.Node]) -> float:
-        """Price of nodes as they are, once what folds into a convolution anyway is folded."""
+    def nodes(self, program: Program, nodes: Iterable[fx.Node]) -> dict[fx.Node, float]:
+        """Price of each node as it is; nothing for what folds into a convolution anyway.
+
+        Args:
+            program: that holds the nodes.
+            nodes: in graph order, with all that such a fold could reach.
+        """
+        prices: dict[fx.Node, float] = {}
         absorbed: set[fx.Node] = set()
-        total = 0.0
         for node in nodes:
-            if _folds(program, node, nodes, absorbed):
+            if _folds(program, node, absorbed):
                 absorbed.add(node)
+                prices[node] = 0.0
                 continue
             elements = math.prod(program.shape(node)) + sum(
                 math.prod(n.meta.get("shape", ())) for n in node.all_input_nodes if is_data(n)
             )
-            total += macs(program, node) + self.element * elements + self.operation
-        return total
+            prices[node] = macs(program, node) + self.element * elements + self.operation
+        return prices
 
     def plan(self, plan: Plan, root: tuple[int, ...]) -> float:
         """Price of a plan, given the shape of the root."""
@@ -61,12 +67,10 @@ class CostModel:
         )
 
 
-def _folds(
-    program: Program, node: fx.Node, nodes: Collection[fx.Node], absorbed: Collection[fx.Node]
-) -> bool:
+def _folds(program: Program, node: fx.Node, absorbed: Collection[fx.Node]) -> bool:
     """Whether a node is channelwise and directly follows a convolution only it reads."""
     data = [n for n in node.all_input_nodes if is_data(n)]
-    if len(data) != 1 or ops.name_of(program, node) not in _CHANNELWISE or data[0] not in nodes:
+    if len(data) != 1 or ops.name_of(program, node) not in _CHANNELWISE:
         return False
     before = data[0]
     after_layer = before in absorbed or ops.name_of(program, before) in WEIGHTED

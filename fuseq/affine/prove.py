@@ -24,6 +24,8 @@ from fuseq.program import Program
 LIMIT = 1e-11
 """Allowed `max |error| / max |output|`; float64 rounding of a region gives about 1e-15."""
 
+ANYWHERE = "all sizes"
+
 Step = Callable[..., Any]
 
 

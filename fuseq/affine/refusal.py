@@ -20,6 +20,22 @@ CODES = {
     "proof": "the float64 check of the fused convolution failed",
 }
 
+FIXES = {
+    "nonlinear": "move the norm or scale next to a convolution, on the same side of the activation",
+    "ring": "pad the input once instead of the intermediate value",
+    "border-bias": "pad before the bias is added, or pad with the bias",
+    "pad-mode": "pad with zeros",
+    "ceil-mode": "use ceil_mode=False",
+    "count-include-pad": "use count_include_pad=True, or no padding",
+    "stride-mismatch": "give the branches one stride",
+    "size-mismatch": "pad and crop the branches alike",
+    "layout": "keep values as maps of (batch, channels, height, width)",
+    "leak": "read the value after it instead, or compute it once for each reader",
+    "cost": "nothing to mend: apart they are cheaper; element_cost and operation_cost weigh more",
+    "proof": "report it: the algebra and the float64 check must agree on finite weights",
+}
+"""What would make a rule hold, where a reason has no better way out."""
+
 
 class RefusedError(Exception):
     """A rule of the algebra does not hold.
@@ -27,13 +43,13 @@ class RefusedError(Exception):
     Attributes:
         code: a key of `CODES`.
         reason: one sentence, with the numbers.
-        fix: what would make it hold.
+        fix: what would make it hold; by default that of the code.
     """
 
     def __init__(self, code: str, reason: str, fix: str = "") -> None:
         assert code in CODES, code
         super().__init__(f"{code}: {reason}")
-        self.code, self.reason, self.fix = code, reason, fix
+        self.code, self.reason, self.fix = code, reason, fix or FIXES[code]
 
 
 @dataclass(frozen=True)
@@ -47,7 +63,7 @@ class Refusal:
         root: name of the value the region would have started from.
         exit: name of the value the region would have computed.
         reason: one sentence, with the numbers.
-        fix: what would make the region fusable, or the empty string.
+        fix: what would make the region fusable.
     """
 
     code: str
@@ -60,6 +76,4 @@ class Refusal:
 
     def __str__(self) -> str:
         place = f" ({self.source})" if self.source else ""
-        return f"`{self.node}`{place}: {self.code}: {self.reason}" + (
-            f"; {self.fix}" if self.fix else ""
-        )
+        return f"`{self.node}`{place}: {self.code}: {self.reason}; {self.fix}"

@@ -2,50 +2,63 @@
 
 Every path from the input to the exit passes through each dominator of the exit, so a dominator is
 a root of everything between it and the exit. Larger regions contain the smaller ones: once a
-region holds a boundary, or leaks, every larger one does.
+region holds a boundary, or leaks, every larger one does. What the next larger region adds lies
+between the old root and its dominator, whatever the exit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import networkx as nx
 from torch import fx
 
-from fuseq import ops
-from fuseq.affine.form import LinForm
 from fuseq.affine.operands import is_data
-from fuseq.affine.operations import boundary, form_of, operands
-from fuseq.affine.polyphase import Form, PolyphaseForm
+from fuseq.affine.operations import boundary
 from fuseq.affine.refusal import Refusal, RefusedError
 from fuseq.program import Program
 
 
+class Fault(NamedTuple):
+    """A rule that does not hold, and where.
+
+    Attributes:
+        node: where.
+        error: the rule.
+    """
+
+    node: fx.Node
+    error: RefusedError
+
+
 @dataclass(frozen=True)
 class Region:
-    """Affine operations between two values.
+    """Operations between two values.
 
     Attributes:
         root: the only value that is read from outside.
-        exit: the only value that is read outside.
+        exit: the only value that is read outside, unless the region leaks.
         nodes: from after the root up to the exit, in graph order.
+        fault: a boundary or leak inside, which no region has that can be replaced.
     """
 
     root: fx.Node
     exit: fx.Node
     nodes: tuple[fx.Node, ...]
+    fault: Fault | None
 
-    def refused(self, program: Program, node: fx.Node, error: RefusedError) -> Refusal:
+    def refused(self, program: Program, fault: Fault) -> Refusal:
         """Why this region is no convolution, told at one of its nodes."""
         return Refusal(
-            code=error.code,
-            node=node.name,
-            source=program.source(node),
+            code=fault.error.code,
+            node=fault.node.name,
+            source=program.source(fault.node),
             root=self.root.name,
             exit=self.exit.name,
-            reason=error.reason,
-            fix=error.fix,
+            reason=fault.error.reason,
+            fix=fault.error.fix,
         )
 
 
@@ -70,88 +83,63 @@ def dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     }
 
 
-def candidates(
-    program: Program,
-    exit: fx.Node,
-    dominator: Mapping[fx.Node, fx.Node],
-    order: Mapping[fx.Node, int],
-) -> Iterator[Region | Refusal]:
-    """Regions that end at a node, smallest first; a last refusal says what stops them.
+class Regions:
+    """Regions of a graph. What lies between a value and its dominator is looked for once.
 
-    Args:
-        program: that holds the node.
-        exit: a node that is no boundary.
-        dominator: from `dominators`.
+    Attributes:
         order: position of each node in the graph.
+        boundaries: why a node ends every region, or None.
     """
-    root = exit
-    while (parent := dominator.get(root)) is not None:
-        root = parent
-        region, crossed = _between(root, exit, order)
-        for node in reversed(region.nodes):
-            error = boundary(program, node)
-            if error is None and node in crossed:
-                error = RefusedError("leak", f"`{crossed[node].name}` reads a value inside")
-            if error:
-                yield region.refused(program, node, error)
+
+    def __init__(self, program: Program) -> None:
+        """Take the graph as it is now; replacing a region changes nothing before its root."""
+        self.order = {node: index for index, node in enumerate(program.graph.nodes)}
+        self.boundaries = {node: boundary(program, node) for node in self.order}
+        self._dominator = dominators(program.graph)
+        self._segments: dict[fx.Node, tuple[fx.Node, ...]] = {}
+
+    def exits(self) -> list[fx.Node]:
+        """Nodes that can be the exit of a region, from the output backwards."""
+        inside = (node for node, error in self.boundaries.items() if error is None)
+        return [node for node in inside if node in self._dominator][::-1]
+
+    def ending_at(self, exit: fx.Node) -> Iterator[Region]:
+        """Regions that end at a node, smallest first; the last one may have a fault."""
+        root, nodes, inside = exit, tuple[fx.Node, ...](), set[fx.Node]()
+        while (parent := self._dominator.get(root)) is not None:
+            segment = self._segment(parent, root)
+            nodes, inside = segment + nodes, inside.union(segment)
+            fault = self._fault(segment, inside, exit)
+            yield Region(parent, exit, nodes, fault)
+            if fault:
                 return
-        if len(root.meta.get("shape", ())) == len(exit.meta["shape"]):
-            yield region
+            root = parent
+
+    def _segment(self, root: fx.Node, exit: fx.Node) -> tuple[fx.Node, ...]:
+        if exit not in self._segments:
+            between = _between(root, exit)
+            self._segments[exit] = tuple(sorted(between, key=self.order.__getitem__))
+        return self._segments[exit]
+
+    def _fault(
+        self, segment: tuple[fx.Node, ...], inside: set[fx.Node], exit: fx.Node
+    ) -> Fault | None:
+        for node in reversed(segment):
+            if error := self.boundaries[node]:
+                return Fault(node, error)
+        for node in reversed(segment):
+            reader = next((user for user in node.users if user not in inside), None)
+            if reader and node is not exit:
+                return Fault(node, RefusedError("leak", f"`{reader.name}` reads a value inside"))
+        return None
 
 
-def read(program: Program, region: Region, size: tuple[int, int] | None) -> Form | Refusal:
-    """Form of a region's exit, or why it has none.
-
-    Args:
-        program: that holds the region.
-        region: without boundaries.
-        size: height and width of the root if the form need hold at that size only.
-    """
-    needed = {region.exit}
-    for node in reversed(region.nodes):
-        if node in needed:
-            needed.update(operands(node))
-    tokens = any(ops.name_of(program, node) == "linear" for node in needed)
-    root = program.shape(region.root)
-    channels = root[-1] if tokens else root[1]
-    forms: dict[fx.Node, Form] = {region.root: LinForm.root(channels, size, tokens=tokens)}
-    for node in region.nodes:
-        if node not in needed:
-            continue
-        try:
-            forms[node] = form_of(program, node, forms)
-            if node is region.exit:
-                _require_shape(forms[node], root, program.shape(node))
-        except RefusedError as error:
-            return region.refused(program, _culprit(forms, node, error), error)
-    return forms[region.exit]
-
-
-def _culprit(forms: Mapping[fx.Node, Form], node: fx.Node, error: RefusedError) -> fx.Node:
-    """The node that made a margin which was never cropped, else the node that refuses."""
-    for earlier, form in forms.items():
-        margin = (form.coarse if isinstance(form, PolyphaseForm) else form).margin
-        if margin and margin.error is error:
-            return earlier
-    return node
-
-
-def _require_shape(form: Form, root: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    """Broadcasting can change a shape in ways no form has."""
-    form.require_exact()
-    if form.shape(root) != shape:
-        raise RefusedError("layout", f"an operand is repeated to shape {shape}")
-
-
-def _between(
-    root: fx.Node, exit: fx.Node, order: Mapping[fx.Node, int]
-) -> tuple[Region, dict[fx.Node, fx.Node]]:
-    """The region of a root and an exit, and for each leaking node one outside reader."""
+def _between(root: fx.Node, exit: fx.Node) -> set[fx.Node]:
+    """Values on a path from a root to an exit, without the root."""
     inside, waiting = {exit}, [exit]
     while waiting:
         for node in waiting.pop().all_input_nodes:
             if node is not root and node not in inside and is_data(node):
                 inside.add(node)
                 waiting.append(node)
-    crossed = {node: user for node in inside - {exit} for user in node.users if user not in inside}
-    return Region(root, exit, tuple(sorted(inside, key=order.__getitem__))), crossed
+    return inside
