@@ -168,15 +168,16 @@ def inspect(
     weights: Weights = None,
     arg: Arguments,
     input: Inputs,
+    quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Count the ops of TARGET and show its inputs and outputs."""
+    """Say of TARGET what can be said without data: ops, costs, fusion, what backends refuse."""
 
     def work() -> Result:
         from fuseq.cli import inspection
 
-        return inspection.inspect(target, tuple(arg), tuple(input), weights, graph)
+        return inspection.inspect(target, tuple(arg), tuple(input), weights, graph, quiet)
 
     answer("inspect", work, as_json=json, debug=debug)
 

@@ -24,15 +24,15 @@ def explanation(
 ) -> list[RenderableType]:
     """One table for each kind of fused region, then one of the refusals."""
     shown: list[RenderableType] = [""]
-    for alike in _groups((_kind(region), region) for region in certificates):
+    for alike in groups_of((kind_of(region), region) for region in certificates):
         shown += _region(alike)
-    groups = _groups(((r.source, r.code, r.reason, r.fix), r) for r in refusals)
+    groups = groups_of(((r.source, r.code, r.reason, r.fix), r) for r in refusals)
     if groups:
         shown += ["left as they are:", _refusals(groups)]
     return shown
 
 
-def _kind(region: Certificate) -> object:
+def kind_of(region: Certificate) -> object:
     """What regions that look alike have in common."""
     return (
         [(node.op, node.source) for node in region.nodes],
@@ -42,7 +42,7 @@ def _kind(region: Certificate) -> object:
     )
 
 
-def _groups(keyed: Iterable[tuple[object, Shown]]) -> list[list[Shown]]:
+def groups_of(keyed: Iterable[tuple[object, Shown]]) -> list[list[Shown]]:
     """Values of equal keys together, in the order of the first of each."""
     groups: list[tuple[object, list[Shown]]] = []
     for key, value in keyed:
@@ -71,7 +71,7 @@ def _region(alike: list[Certificate]) -> list[RenderableType]:
         nodes.add_row(node.name, node.op, node.source)
     place = f" ({first.source})" if first.source else ""
     title = f"{first.module}{place}: {len(first.nodes)} operations -> 1 convolution{times}"
-    return [title, _indented(facts), _indented(nodes)]
+    return [title, indented(facts), indented(nodes)]
 
 
 def _refusals(groups: list[list[Refusal]]) -> Padding:
@@ -80,8 +80,9 @@ def _refusals(groups: list[list[Refusal]]) -> Padding:
         first = alike[0]
         why = f"{first.code}: {first.reason}" + (f"\nhelp: {first.fix}" if first.fix else "")
         shown.add_row(", ".join(refusal.node for refusal in alike), first.source, why)
-    return _indented(shown)
+    return indented(shown)
 
 
-def _indented(shown: Table) -> Padding:
+def indented(shown: Table) -> Padding:
+    """A table below its title."""
     return Padding(shown, (0, 0, 0, 2), expand=False)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 
-import fuseq
-from fuseq import ops
 from fuseq.bundle import MANIFEST, read_bundle
-from fuseq.cli.models import Source
+from fuseq.cli.facts import document, find_facts
+from fuseq.cli.facts_text import facts_text
+from fuseq.cli.models import Source, show_warnings
+from fuseq.cli.progress import progress
 from fuseq.cli.streams import Result
 from fuseq.cli.tables import table
 from fuseq.errors import FuseqError, first_line
@@ -26,8 +27,9 @@ def inspect(
     inputs: tuple[str, ...],
     weights: Path | None,
     graph: bool,
+    quiet: bool,
 ) -> Result:
-    """Count ops, and show the interface; with `graph` also each node.
+    """Say what can be said without data; with `graph` also each node.
 
     Raises:
         FuseqError: FQ013 for a file or bundle that cannot be read; for a model as `load_target`
@@ -37,26 +39,19 @@ def inspect(
         return _bundle(Path(target))
     if target.endswith(".onnx"):
         return _onnx(Path(target), graph)
-    return _model(Source(target, arguments, inputs, weights), graph)
+    return _model(Source(target, arguments, inputs, weights), graph, quiet)
 
 
-def _model(source: Source, graph: bool) -> Result:
-    target = source.load()
-    program = fuseq.capture(target.model, target.example_inputs)
-    counts = Counter(ops.name_of(program, node) for node in program.graph.nodes)
-    for own in ("input", "output", "constant"):
-        counts.pop(own, None)
-    parameters = sum(p.numel() for p in program.module.parameters())
-    document = {
-        "kind": "model",
-        "capture": program.origin.front_end,
-        "ops": dict(counts.most_common()),
-        "parameters": parameters,
-        "inputs": _named(program.input_names, map(program.shape, program.inputs())),
-        "outputs": _named(program.output_names, map(program.shape, program.outputs())),
-        "notes": list(program.origin.notes),
-    }
-    return _result(document, to_text(program, sources=True) if graph else None)
+def _model(source: Source, graph: bool, quiet: bool) -> Result:
+    with progress(quiet, {}) as report:
+        report("load", 0)
+        facts = find_facts(source.load(), report)
+    found, shown = document(facts), facts_text(facts)
+    show_warnings(found["warnings"])
+    if graph:
+        found["graph"] = to_text(facts.program, sources=True)
+        shown += ["", found["graph"]]
+    return Result(found, Group(*shown))
 
 
 def _onnx(path: Path, graph: bool) -> Result:
@@ -70,7 +65,7 @@ def _onnx(path: Path, graph: bool) -> Result:
             "FQ013", f"cannot read '{path}'", why=first_line(error), fix="is it an ONNX file?"
         ) from error
     held = {tensor.name for tensor in model.graph.initializer}
-    document = {
+    found = {
         "kind": "onnx",
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         "ops": dict(Counter(node.op_type for node in model.graph.node).most_common()),
@@ -78,13 +73,13 @@ def _onnx(path: Path, graph: bool) -> Result:
         "inputs": [_value(v) for v in model.graph.input if v.name not in held],
         "outputs": [_value(v) for v in model.graph.output],
     }
-    return _result(document, onnx.printer.to_text(model.graph) if graph else None)
+    return _result(found, onnx.printer.to_text(model.graph) if graph else None)
 
 
 def _bundle(path: Path) -> Result:
     bundle = read_bundle(path)
     changed = bundle.changed_files()
-    document = {"kind": "bundle", "manifest": bundle.manifest, "changed": changed}
+    found = {"kind": "bundle", "manifest": bundle.manifest, "changed": changed}
     files = table("file", "kind", "sha256", "")
     for entry in bundle.manifest["files"]:
         mark = "CHANGED" if entry["path"] in changed else ""
@@ -96,7 +91,7 @@ def _bundle(path: Path) -> Result:
         shown += [f"{kind[:-1]} {_described(entry)}" for entry in bundle.manifest[kind]]
     for key in ("float_islands", "runtime_float_ops"):
         shown.append(f"{key.replace('_', ' ')}: {', '.join(bundle.manifest[key] or ()) or 'none'}")
-    return Result(document, Group(*shown), passed=not changed)
+    return Result(found, Group(*shown), passed=not changed)
 
 
 def _described(entry: Mapping[str, Any]) -> str:
@@ -107,21 +102,16 @@ def _described(entry: Mapping[str, Any]) -> str:
     return shown
 
 
-def _result(document: dict[str, Any], graph: str | None) -> Result:
+def _result(found: dict[str, Any], graph: str | None) -> Result:
     counts = table("op", "count")
-    for name, count in document["ops"].items():
+    for name, count in found["ops"].items():
         counts.add_row(name, str(count))
-    shown: list[RenderableType] = [counts, f"parameters: {document['parameters']:,}"]
+    shown: list[RenderableType] = [counts, f"parameters: {found['parameters']:,}"]
     for kind in ("inputs", "outputs"):
-        shown += [f"{kind[:-1]} {v['name']}: {v['shape']}" for v in document[kind]]
-    shown += [f"note: {note}" for note in document.get("notes", ())]
+        shown += [f"{kind[:-1]} {v['name']}: {v['shape']}" for v in found[kind]]
     if graph is not None:
-        document, shown = {**document, "graph": graph}, [*shown, "", graph]
-    return Result(document, Group(*shown))
-
-
-def _named(names: tuple[str, ...], shapes: Iterable[tuple[int, ...]]) -> list[dict[str, Any]]:
-    return [{"name": name, "shape": list(shape)} for name, shape in zip(names, shapes, strict=True)]
+        found, shown = {**found, "graph": graph}, [*shown, "", graph]
+    return Result(found, Group(*shown))
 
 
 def _value(value: Any) -> dict[str, Any]:

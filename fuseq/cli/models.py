@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def lower(
         "seconds": round(time.perf_counter() - start, 3),
         "peak_rss_mb": _peak_memory(),
     }
-    _show_warnings(bundle.manifest)
+    show_warnings(bundle.manifest["warnings"])
     for island in bundle.manifest["float_islands"]:
         message(f"note: `{island}` stays float")
     if data and data.synthetic:
@@ -135,7 +135,7 @@ def fuse(source: Source, *, passes: str | None, explain: bool, quiet: bool) -> R
             progress=report,
         )
     assert program.report is not None
-    _show_warnings(program.report)
+    show_warnings(program.report["warnings"])
     shown = _fusion(program.report)
     if explain:
         shown += explanation(program.details(Certificate), program.details(Refusal))
@@ -176,8 +176,9 @@ def _side(source: Source) -> Any:
     return fuseq.capture(target.model, target.example_inputs)
 
 
-def _show_warnings(report: Mapping[str, Any]) -> None:
-    for found in report["warnings"]:
+def show_warnings(warnings: Iterable[Mapping[str, Any]]) -> None:
+    """Print what looks wrong with the model, beside the result."""
+    for found in warnings:
         place = f"`{found['node']}`" + (f" ({found['source']})" if found["source"] else "")
         message(f"warning: {place}: {found['message']}\n  help: {found['fix']}")
 

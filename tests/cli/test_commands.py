@@ -111,9 +111,32 @@ def test_check_holds_int8_to_a_gate_on_given_inputs(run, model, tmp_path):
 
 def test_inspect_a_model(run, model):
     answer = run("inspect", model, "--json", "--graph")
-    assert answer.document["ops"]["conv2d"] == 3
-    assert answer.document["inputs"] == [{"name": "x", "shape": [1, 3, 16, 16]}]
-    assert "batch_norm" in answer.document["graph"]
+    found = answer.document
+    assert found["ops"]["conv2d"] == 3
+    assert found["inputs"] == [{"name": "x", "shape": [1, 3, 16, 16]}]
+    assert "batch_norm" in found["graph"]
+    convolutions = 256 * (3 * 4 * 9 + 3 * 4 + 4 * 2 * 9)
+    assert found["macs"]["by_op"]["conv2d"] == convolutions
+    assert found["macs"]["total"] == sum(found["macs"]["by_op"].values())
+    assert found["memory"]["largest_value"]["bytes"] == 4 * 256 * 4
+    (field,) = found["receptive_fields"]
+    assert (field["size"], field["stride"], field["whole_image"]) == ([5, 5], [1.0, 1.0], [])
+    assert found["fused"]["ops"]["conv_after"] == 2
+    assert sorted(len(region["nodes"]) for region in found["regions"]) == [2, 5]
+    (target,) = [entry for entry in found["targets"] if entry["backend"] == "onnx"]
+    assert target["refusals"] == target["floats"] == target["unmet"] == []
+    assert [warning["kind"] for warning in found["warnings"]] == ["unset"]
+    assert "warning: " in answer.stderr
+
+
+def test_inspect_shows_what_backends_refuse(run, model):
+    text = model.read_text().replace("self.head(y * 1.0)", "nn.functional.elu(self.head(y)).mean()")
+    model.write_text(text)
+    shown = run("inspect", model)
+    assert shown.status == 0, shown.stderr
+    assert "the whole image, through mean" in shown.stdout
+    assert "float: no integer kernel for elu" in shown.stdout
+    assert "onnx ..." in shown.stderr
 
 
 def test_factory_arguments_and_shapes_reach_the_model(run, model):
