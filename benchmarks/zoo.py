@@ -18,11 +18,10 @@ sys.path.insert(0, str(ROOT))
 HEADER = """# Published networks
 
 Written by `python benchmarks/zoo.py`. Random weights and batch-norm statistics, images of 96 x 96
-(224 x 224 where the network asks for it), calibration on two random batches. "Own" is what the
-network's own re-parameterization leaves. Differing counts the integers of every value that integer
-ops compute against ONNX Runtime's, at two sizes (values computed in float and then quantized may
-differ by one step and are not in it); seconds are for the whole of `lower`, checks included, one
-thread.
+(224 x 224 where the network asks for it), calibration on two random batches. Differing counts the
+integers of every value that integer ops compute against ONNX Runtime's, at two sizes (values
+computed in float and then quantized may differ by one step and are not in it); seconds are for the
+whole of `lower`, checks included, one thread. What fusion alone does: docs/zoo.md.
 
 {host}
 
@@ -33,7 +32,6 @@ COLUMNS = [
     "front end",
     "conv",
     "BN",
-    "own conv/BN",
     "float64 error",
     "SQNR dB",
     "float values",
@@ -48,11 +46,10 @@ def row(name: str) -> str:
     import torch
 
     import fuseq
-    from tests.zoo.published import create, own_fusion
-    from tests.zoo.test_published import SIDES
+    from tests.zoo.networks import NETWORKS
+    from tests.zoo.packages import create
 
-    model = create(name)
-    side = SIDES.get(name, 96)
+    model, side = create(NETWORKS[name]), NETWORKS[name].side
     batches = [torch.rand(2, 3, side, side) for _ in range(2)]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -63,13 +60,11 @@ def row(name: str) -> str:
     checks, manifest = bundle.result.checks, bundle.manifest
     counts = manifest["ops"]
     parity = [check.metrics for check in checks if check.id.startswith("parity-")]
-    own = own_fusion(model)
     cells = [
         name,
         manifest["capture"],
         f"{counts['conv_before']} → {counts['conv_after']}",
         f"{counts['bn_before']} → {counts['bn_after']}",
-        f"{own[0]}/{own[1]}" if own else "",
         next(f"{c.metrics['max_rel']:.0e}" for c in checks if c.id == "fused-f64"),
         next(f"{c.metrics['sqnr_db']:.1f}" for c in checks if c.kind == "fidelity"),
         str(len(manifest["float_islands"])),
@@ -87,15 +82,15 @@ def main() -> None:
     import onnxruntime
     import torch
 
-    from tests.zoo.test_published import NETWORKS
+    from tests.zoo.test_lowering import LOWERED
 
     torch.set_num_threads(1)
-    chosen = sys.argv[1:] or list(NETWORKS)
+    chosen = sys.argv[1:] or list(LOWERED)
     rows = []
     for name in chosen:
         rows.append(row(name))
         print(rows[-1], flush=True)
-    if chosen == list(NETWORKS):
+    if chosen == list(LOWERED):
         host = (
             f"torch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}, "
             f"{platform.machine()}."
