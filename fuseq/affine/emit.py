@@ -166,8 +166,9 @@ def _upsampling_plans(form: PolyphaseForm, transpose: bool) -> Iterator[Plan]:
         yield from _convolution_plans(form.repeated, (_resize(form.phases), *crop))
     elif form.phases[0] == form.phases[1]:
         yield from _convolution_plans(form.coarse, (_shuffle(form.phases[0]), *crop))
-    coarse_strides = {axis.stride for axis in form.coarse.axes}
-    if transpose and form.spread and coarse_strides == {1}:
+    dense = {axis.stride for axis in form.coarse.axes} == {1}
+    bias = form.coarse.bias.view(form.channels, -1)
+    if transpose and form.spread and dense and bool((bias == bias[:, :1]).all()):
         yield _transposed_plan(form, form.spread)
 
 

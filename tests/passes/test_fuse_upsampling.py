@@ -131,6 +131,14 @@ def test_becomes(name: str, front_end: str) -> None:
     assert program.report["max_rel_error_f64"] < 1e-13
 
 
+def test_phases_of_a_transposed_convolution_may_have_biases_of_their_own() -> None:
+    """A kernel smaller than the stride leaves gaps, which a bias before it does not reach."""
+    model = nn.Sequential(norm(), nn.ConvTranspose2d(8, 8, 1, 2, 0, 1, bias=False), nn.ReLU())
+    program = fuseq.fuse(randomized(model), torch.rand(2, 8, 8, 8))
+    assert program.report is not None
+    assert [refusal["code"] for refusal in program.report["refused"]] == ["cost"]
+
+
 def test_a_bias_before_a_transposed_convolution_stays() -> None:
     model = nn.Sequential(nn.Conv2d(8, 8, 1), up(3, 2, 1, 1))
     report = fuseq.fuse(model, torch.rand(1, 8, 8, 8)).report
