@@ -42,7 +42,7 @@ NETWORKS = {
     "squeezenet": Golden(11, 11, 0),
     "unet": Golden(13, 13, 8, [], {"Tanh": 2}),
     "diverse_branch": Golden(10, 2, 12),
-    "asymmetric": Golden(9, 5, 9),
+    "asymmetric": Golden(9, 3, 9),
     "weight_standardized": Golden(3, 2, 1, ["elu"], {"Elu": 1}),
 }
 
