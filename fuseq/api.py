@@ -166,6 +166,7 @@ def fusion_error(
     probes = verify.probe_inputs(before)
     twin = before.twin(torch.float64)
     error64 = verify.distance(twin, Pipeline(same, prove=False).run(twin), probes)
+    before, after = before.twin(torch.float32), after.twin(torch.float32)
     floats = tuple(x.float() if x.is_floating_point() else x for x in probes[0])
     pairs = zip(verify.outputs(after, floats), verify.outputs(before, floats), strict=True)
     error32 = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
@@ -176,7 +177,10 @@ def fusion_warnings(before: Program, after: Program) -> list[dict[str, Any]]:
     """What looks wrong with the batch norms that were folded, unless a pass recomputed them."""
     if any(record.name.startswith("recalibrate-bn") for record in after.history):
         return []
-    return [dataclasses.asdict(warning) for warning in statistics_warnings(before)]
+    return [
+        {**dataclasses.asdict(warning), "nodes": list(warning.nodes)}
+        for warning in statistics_warnings(before)
+    ]
 
 
 def structure_counts(before: Program, after: Program) -> dict[str, dict[str, int]]:

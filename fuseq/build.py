@@ -22,6 +22,9 @@ Value: TypeAlias = Any
 
 Rule: TypeAlias = Callable[..., Value]
 
+NARROW = (torch.float16, torch.bfloat16)
+"""What programs do not compute in: casts to these are left out."""
+
 
 class Builder:
     """Builds the canonical graph of one model.
@@ -31,6 +34,7 @@ class Builder:
         root: module tree that the graph's targets name.
         source: source line given to the nodes built next.
         scope: module path given to the nodes built next.
+        narrowed: precisions below the program's that casts asked for, and did not get.
     """
 
     def __init__(self, names: Mapping[int, str], rules: Mapping[Any, Rule]) -> None:
@@ -43,6 +47,7 @@ class Builder:
         self.graph, self.root = fx.Graph(), nn.Module()
         self.source: SourceLocation | None = None
         self.scope = ""
+        self.narrowed: set[torch.dtype] = set()
         self._names, self._rules = names, rules
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._examples: dict[fx.Node, Any] = {}
@@ -160,10 +165,14 @@ class Builder:
 
     def call_target(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
         """Any call the model makes: computed now if it depends on parameters only, else by rule."""
-        if not _mentions_node((args, kwargs)):
+        if not mentions_node((args, kwargs)):
             function = getattr(args[0], target) if isinstance(target, str) else target
             with torch.no_grad():
-                return function(*(args[1:] if isinstance(target, str) else args), **kwargs)
+                result = function(*(args[1:] if isinstance(target, str) else args), **kwargs)
+            if isinstance(result, Tensor) and result.dtype in NARROW:
+                self.narrowed.add(result.dtype)
+                return args[0] if isinstance(args[0], Tensor) else result.float()
+            return result
         rule = self._rules.get(target)
         if rule is None:
             return self.foreign(target, *args, **kwargs)
@@ -245,7 +254,8 @@ _TORCH_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 """NumPy's names of arguments, which torch takes too."""
 
 
-def _mentions_node(value: Any) -> bool:
+def mentions_node(value: Any) -> bool:
+    """Whether nested containers of values hold a graph node."""
     found: list[fx.Node] = []
     fx.node.map_arg(value, found.append)
     return bool(found)

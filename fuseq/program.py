@@ -137,6 +137,7 @@ class Program:
     def twin(self, dtype: torch.dtype) -> Program:
         """A clone with weights and example inputs of another floating dtype."""
         other = self.clone()
+        own = next((x.dtype for x in self.example_inputs if x.is_floating_point()), None)
         other.module.to(dtype)
         other.example_inputs = tuple(
             x.to(dtype) if x.is_floating_point() else x for x in self.example_inputs
@@ -144,6 +145,9 @@ class Program:
         for node in other.graph.nodes:
             if "dtype" in node.meta and node.meta["dtype"].is_floating_point:
                 node.meta["dtype"] = dtype
+            if own is not None and node.kwargs.get("dtype") == own:
+                node.kwargs = {**node.kwargs, "dtype": dtype}
+        other.module.recompile()
         return other
 
     def note(self, detail: Any) -> None:

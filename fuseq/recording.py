@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import operator
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +29,14 @@ from torch.utils._sympy.numbers import int_oo
 from fuseq.aliasing import stale_read
 from fuseq.build import Builder, Value
 from fuseq.errors import FuseqError, first_line
+from fuseq.model_runs import SAME_OUTPUT
 from fuseq.program import Origin, Program
 from fuseq.quiet import quiet_torch
 from fuseq.source_lines import raising_line, recorded_line
 from fuseq.spelling import RULES
+
+Exported: TypeAlias = tuple[torch.export.ExportedProgram, set[torch.dtype]]
+"""A functional export, and the precisions below the model's that it asks for."""
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm.forward,
@@ -41,9 +46,28 @@ _NORMS = (
 """What fx cannot look into: they branch on the shape. Subclasses with the same forward count."""
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What a front end made of a model.
+
+    Attributes:
+        program: in the canonical vocabulary, with an empty origin.
+        notes: what the recording leaves out, one sentence each.
+        tolerance: relative L2 distance its outputs may have from the model's.
+        largest: sizes above which the model branches.
+        smallest: (input, dimension) -> size below which the model branches or raises.
+    """
+
+    program: Program
+    notes: tuple[str, ...] = ()
+    tolerance: float = SAME_OUTPUT
+    largest: tuple[int, ...] = ()
+    smallest: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+
 def record(
     front_end: str, model: nn.Module, inputs: tuple[Tensor, ...], probes: Sequence[tuple[int, ...]]
-) -> Program:
+) -> Recording:
     """Record a model and spell the recording canonically.
 
     Args:
@@ -76,7 +100,7 @@ class _Tracer(fx.Tracer):
 
 def _from_fx(
     model: nn.Module, inputs: tuple[Tensor, ...], probes: Sequence[tuple[int, ...]]
-) -> Program:
+) -> Recording:
     parameters = list(inspect.signature(model.forward).parameters.values())
     extra = {p.name: p.default for p in parameters[len(inputs) :] if p.default is not p.empty}
     try:
@@ -104,6 +128,8 @@ def _from_fx(
             return value
         if node.op == "call_module":
             return _norm(build, model.get_submodule(str(node.target)), *args, **kwargs)
+        if isinstance(node.target, type) and issubclass(node.target, tuple):
+            return node.target(*args)  # of a named tuple
         return build.call_target(node.target, args, kwargs)
 
     return _finish(build, _replay(graph, build, visit), names, inputs)
@@ -124,8 +150,8 @@ def _norm(build: Builder, norm: Any, input: Value) -> Value:
 
 def _from_export(
     model: nn.Module, inputs: tuple[Tensor, ...], probes: Sequence[tuple[int, ...]]
-) -> Program:
-    exported = _run_export(model, inputs)
+) -> Recording:
+    exported, narrowed = _run_export(model, inputs)
     signature, graph = exported.graph_signature, exported.graph_module.graph
     held: dict[str, Any] = {
         **signature.inputs_to_parameters,
@@ -134,6 +160,7 @@ def _from_export(
     }
     state = {**exported.constants, **exported.state_dict}
     build = Builder({id(tensor): name for name, tensor in state.items()}, RULES)
+    build.narrowed |= narrowed
     names = _argument_names(model, len(inputs))
     waiting = list(zip(names, inputs, probes, strict=True))
 
@@ -155,17 +182,33 @@ def _from_export(
     ]
     assert exported.call_spec.out_spec is not None
     result = pytree.tree_unflatten(returned, exported.call_spec.out_spec)
-    program = _finish(build, result, names, inputs)
-    return replace(program, origin=Origin(nn.Module(), "", notes=_bounds(exported)))
+    largest, smallest = _branches(exported, graph, held)
+    recording = _finish(build, result, names, inputs)
+    notes = tuple(f"the model branches on a size above {n}" for n in largest)
+    return replace(recording, notes=(*notes, *recording.notes), largest=largest, smallest=smallest)
 
 
-def _bounds(exported: torch.export.ExportedProgram) -> tuple[str, ...]:
-    """A branch on a size was recorded as the example inputs take it, up to a largest size."""
-    largest = {r.upper for r in exported.range_constraints.values() if r.upper != int_oo}
-    return tuple(f"the model branches on a size above {n}" for n in sorted(largest))
+def _branches(
+    exported: torch.export.ExportedProgram, graph: fx.Graph, held: Mapping[str, Any]
+) -> tuple[tuple[int, ...], dict[tuple[int, int], int]]:
+    """Sizes at which a branch was recorded as the example inputs take it.
+
+    Returns:
+        The largest sizes it holds for, and the smallest by (input, dimension).
+    """
+    ranges = {str(symbol): r for symbol, r in exported.range_constraints.items()}
+    largest = sorted({int(r.upper) for r in ranges.values() if r.upper != int_oo})
+    inputs = [n for n in graph.nodes if n.op == "placeholder" and n.name not in held]
+    smallest = {
+        (index, dim): int(ranges[str(size)].lower)
+        for index, node in enumerate(inputs)
+        for dim, size in enumerate(node.meta["val"].shape)
+        if dim >= 2 and str(size) in ranges and int(ranges[str(size)].lower) > 2
+    }
+    return tuple(largest), smallest
 
 
-def _run_export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+def _run_export(model: nn.Module, inputs: tuple[Tensor, ...]) -> Exported:
     """Export with free sizes if the model allows it, else at the example inputs' sizes."""
     if all(x.dim() > 1 for x in inputs):
         auto = torch.export.Dim.AUTO
@@ -180,14 +223,29 @@ def _run_export(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Ex
         raise _cannot_capture("torch.export", error) from error
 
 
-def _exported(
-    model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any
-) -> torch.export.ExportedProgram:
+def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any) -> Exported:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         exported = torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes, strict=False)
-        functional: torch.export.ExportedProgram = exported.run_decompositions({})
-    return functional
+        narrowed = _leave_autocast(exported)
+        return exported.run_decompositions({}), narrowed
+
+
+def _leave_autocast(exported: torch.export.ExportedProgram) -> set[torch.dtype]:
+    """Precisions that regions under `torch.autocast` ask for; what checks them is erased.
+
+    Making the graph functional forgets such regions at some ops, and fails at the checks.
+    """
+    asked: set[torch.dtype] = set()
+    for graph in (m for m in exported.graph_module.modules() if isinstance(m, fx.GraphModule)):
+        for node in list(graph.graph.nodes):
+            if node.target is torch.ops.aten._assert_tensor_metadata.default:
+                graph.graph.erase_node(node)
+            elif node.target is torch.ops.higher_order.wrap_with_autocast:
+                _, dtype, enabled, *_ = node.args
+                asked |= {dtype} if enabled else set()
+        graph.recompile()
+    return asked
 
 
 def _per_argument(model: nn.Module, dynamic: tuple[Any, ...]) -> Any:
@@ -236,11 +294,25 @@ def _scope(node: fx.Node) -> str:
 
 def _finish(
     build: Builder, result: Any, names: Sequence[str], inputs: tuple[Tensor, ...]
-) -> Program:
-    program = Program(build.finish(result), inputs, Origin(nn.Module(), ""), tuple(names), ())
+) -> Recording:
+    graph = build.finish(_parts(build, result))
+    program = Program(graph, inputs, Origin(nn.Module(), ""), tuple(names), ())
     count = len(program.outputs())
     program.output_names = ("output",) if count == 1 else tuple(f"output_{i}" for i in range(count))
-    return program
+    narrowed = sorted(str(dtype).removeprefix("torch.") for dtype in build.narrowed)
+    notes = (f"casts to {', '.join(narrowed)} are left out: the program keeps its precision",)
+    coarsest = max((torch.finfo(dtype).eps for dtype in build.narrowed), default=0.0)
+    return Recording(program, notes if narrowed else (), max(SAME_OUTPUT, 4 * coarsest))
+
+
+def _parts(build: Builder, result: Any) -> Any:
+    """A result whose nodes are tensors each: calls that return several are taken apart."""
+    return pytree.tree_map(
+        lambda value: tuple(build.foreign(operator.getitem, value, i)
+                            for i in range(len(build.example(value))))
+        if isinstance(build.example(value), tuple | list) else value,
+        result,
+    )  # fmt: skip
 
 
 def _argument_names(model: nn.Module, count: int) -> tuple[str, ...]:

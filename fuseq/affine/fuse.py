@@ -11,18 +11,19 @@ from __future__ import annotations
 import os.path
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import fx
 
 from fuseq import ops
+from fuseq.affine.absorb import absorb
 from fuseq.affine.operations import WEIGHTED
+from fuseq.affine.prepare import merge_equal, read_sizes_early
 from fuseq.affine.price import CostModel
-from fuseq.affine.prove import ANYWHERE, LIMIT, Certificate, FusedNode, residual
+from fuseq.affine.prove import ANYWHERE, LIMIT, Certificate, certified, residual
 from fuseq.affine.reading import Reading
 from fuseq.affine.refusal import Refusal, RefusedError
 from fuseq.affine.region import Fault, Regions
 from fuseq.affine.remaining import explained
 from fuseq.affine.search import Candidate, Missed, Search
-from fuseq.macs import macs
 from fuseq.program import Program
 
 
@@ -47,9 +48,13 @@ def fuse(program: Program, cost: CostModel, *, captured_size_only: bool = False)
         cost: what decides between regions.
         captured_size_only: also fuse what holds at the captured size alone.
     """
+    merge_equal(program)
+    read_sizes_early(program)
     certificates: dict[str, Certificate] = {}
     while True:
         replaced, missed = _sweep(program, cost, captured_size_only, certificates)
+        if not replaced:
+            replaced = absorb(program, certificates)
         program.clean()
         if not replaced:
             paths = [str(node.target) for node in program.graph.nodes if node.op == "call_module"]
@@ -92,7 +97,7 @@ def _replace(
     if not error <= LIMIT + 64 * plan.form.rounding:
         reason = f"the float64 check differs by {error:.2e} of the output"
         return Missed(region, Fault(region.exit, RefusedError("proof", reason)))
-    parts = [_certified(program, node, certificates) for node in region.nodes]
+    parts = [certified(program, node, certificates) for node in region.nodes]
     layers = [node for node in region.nodes if ops.name_of(program, node) in WEIGHTED]
     fused = fused.to(next(program.get(layers[0]).parameters()).dtype)
     name = _common_path([str(node.target) for node in layers])
@@ -103,7 +108,7 @@ def _replace(
             program.module.delete_submodule(str(node.target))
     placed = plan.place(program, region.root, region.exit, name, fused)
     for node in reversed(region.nodes):
-        program.graph.erase_node(node)
+        _erase(program, node)
     anywhere = plan.form.size is None and all(part.validity == ANYWHERE for part in parts)
     certificates[str(placed.target)] = Certificate(
         module=str(placed.target),
@@ -121,23 +126,11 @@ def _replace(
     return None
 
 
-def _certified(
-    program: Program, node: fx.Node, certificates: dict[str, Certificate]
-) -> Certificate:
-    """What is known of a node: a convolution of an earlier sweep stands for what it replaced."""
-    if node.op == "call_module" and str(node.target) in certificates:
-        return certificates[str(node.target)]
-    work, parameters = macs(program, node), _parameters(program, node)
-    named = FusedNode(node.name, ops.name_of(program, node), program.source(node))
-    return Certificate(
-        str(node.target), (named,), "", "", (), 0.0, ANYWHERE, work, work, parameters, parameters
-    )
-
-
-def _parameters(program: Program, node: fx.Node) -> int:
-    held = sum(p.numel() for p in program.get(node).parameters()) if node.op == "call_module" else 0
-    constants = [program.constant(n) for n in node.all_input_nodes if n.op == "get_attr"]
-    return held + sum(c.numel() for c in constants if isinstance(c, nn.Parameter))
+def _erase(program: Program, node: fx.Node) -> None:
+    """Erase a node; what still reads its size serves no one any more."""
+    for user in list(node.users):
+        _erase(program, user)
+    program.graph.erase_node(node)
 
 
 def _common_path(paths: list[str]) -> str:

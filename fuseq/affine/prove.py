@@ -19,6 +19,7 @@ from fuseq import ops
 from fuseq.affine.emit import Plan
 from fuseq.affine.operands import constant_of
 from fuseq.affine.region import Region
+from fuseq.macs import macs
 from fuseq.program import Program
 
 LIMIT = 1e-11
@@ -84,6 +85,23 @@ class Certificate:
         )
 
 
+def certified(program: Program, node: fx.Node, certificates: dict[str, Certificate]) -> Certificate:
+    """What is known of a node: a layer that was fused before stands for what it replaced."""
+    if node.op == "call_module" and str(node.target) in certificates:
+        return certificates[str(node.target)]
+    work, parameters = macs(program, node), _parameters(program, node)
+    named = FusedNode(node.name, ops.name_of(program, node), program.source(node))
+    return Certificate(
+        str(node.target), (named,), "", "", (), 0.0, ANYWHERE, work, work, parameters, parameters
+    )
+
+
+def _parameters(program: Program, node: fx.Node) -> int:
+    held = sum(p.numel() for p in program.get(node).parameters()) if node.op == "call_module" else 0
+    constants = [program.constant(n) for n in node.all_input_nodes if n.op == "get_attr"]
+    return held + sum(c.numel() for c in constants if isinstance(c, nn.Parameter))
+
+
 def residual(program: Program, region: Region, plan: Plan, layer: nn.Module) -> float:
     """Largest relative float64 difference between a region and what replaces it.
 
@@ -97,7 +115,7 @@ def residual(program: Program, region: Region, plan: Plan, layer: nn.Module) -> 
         `max |fused - region| / max |region|` over the probes; infinite if a shape differs or a
         value is not finite.
     """
-    steps = [(node, _step(program, node)) for node in region.nodes]
+    steps = [(node, step_of(program, node)) for node in region.nodes]
     captured = program.shape(region.root)
     differences = [
         _difference(region, steps, plan, layer, shape)
@@ -168,7 +186,7 @@ def _run(region: Region, steps: list[tuple[fx.Node, Step]], x: Tensor) -> Tensor
     return result
 
 
-def _step(program: Program, node: fx.Node) -> Step:
+def step_of(program: Program, node: fx.Node) -> Step:
     """A node as a function of its operands, with its weights and constants in float64."""
     if node.op == "call_module":
         module = program.get(node)

@@ -8,13 +8,14 @@ between the old root and its dominator, whatever the exit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import networkx as nx
 from torch import fx
 
+from fuseq import ops
 from fuseq.affine.operands import is_data
 from fuseq.affine.operations import boundary
 from fuseq.affine.refusal import Refusal, RefusedError
@@ -128,10 +129,18 @@ class Regions:
             if error := self.boundaries[node]:
                 return Fault(node, error)
         for node in reversed(segment):
-            reader = next((user for user in node.users if user not in inside), None)
+            readers = (user for user in node.users if not _stays_inside(user, inside))
+            reader = next(readers, None)
             if reader and node is not exit:
                 return Fault(node, RefusedError("leak", f"`{reader.name}` reads a value inside"))
         return None
+
+
+def _stays_inside(user: fx.Node, inside: Collection[fx.Node]) -> bool:
+    """Whether a reader is inside, or computes a size that is read inside alone."""
+    if user.target in ops.SHAPE_ARITHMETIC:
+        return all(_stays_inside(reader, inside) for reader in user.users)
+    return user in inside
 
 
 def _between(root: fx.Node, exit: fx.Node) -> set[fx.Node]:

@@ -53,7 +53,7 @@ def leaky_relu(
          aten.clamp.default, aten.clip.default)  # fmt: skip
 def clamp(build: Builder, x: Value, min: Any = None, max: Any = None) -> Value:
     if isinstance(min, fx.Node | Tensor) or isinstance(max, fx.Node | Tensor):
-        return build.foreign(torch.clamp, x, min, max)
+        return build.foreign(aten.clamp.Tensor, x, _as_tensor(min), _as_tensor(max))
     if min == 0 and max is None:
         return build.call(torch.relu, x)
     bounds = {
@@ -61,6 +61,10 @@ def clamp(build: Builder, x: Value, min: Any = None, max: Any = None) -> Value:
         "max": None if max is None else float(max),
     }
     return build.call(torch.clamp, x, **bounds)
+
+
+def _as_tensor(bound: Any) -> Value:
+    return torch.tensor(bound) if isinstance(bound, int | float) else bound
 
 
 @spelled(torch.clamp_min, torch.clamp_min_, "clamp_min", "clamp_min_", aten.clamp_min.default)

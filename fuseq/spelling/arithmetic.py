@@ -71,7 +71,7 @@ def div(build: Builder, a: Value, other: Value, *, rounding_mode: str | None = N
 @spelled(operator.floordiv, "__floordiv__", torch.floor_divide)
 def floordiv(build: Builder, a: Value, other: Value) -> Value:
     if build.is_tensor(a) or build.is_tensor(other):
-        return build.foreign(operator.floordiv, a, other)
+        return build.foreign(torch.floor_divide, a, other)
     return build.shape_arithmetic(operator.floordiv, a, other)
 
 

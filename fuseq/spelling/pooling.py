@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,8 @@ def max_pool(
 
 @spelled(aten.max_pool2d_with_indices.default)
 def max_pool_with_indices(build: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
-    return (max_pool(build, x, *args, **kwargs), None)
+    both = build.foreign(aten.max_pool2d_with_indices.default, x, *args, **kwargs)
+    return (max_pool(build, x, *args, **kwargs), build.foreign(operator.getitem, both, 1))
 
 
 @spelled(F.avg_pool2d, aten.avg_pool2d.default)
@@ -87,17 +89,38 @@ def interpolate(
     factors = None if scale_factor is None else tuple(float(s) for s in pair(scale_factor))
     # Recomputing changes only factors that do not divide the size.
     recomputes = recompute_scale_factor and not all(s.is_integer() for s in factors or ())
-    known = mode in ("nearest", "bilinear") and len(build.shape(x)) == 4
-    if antialias or recomputes or not known:
-        return build.foreign(
-            F.interpolate, x, size=size, scale_factor=scale_factor, mode=mode,
-            align_corners=align_corners, recompute_scale_factor=recompute_scale_factor,
-            antialias=antialias,
-        )  # fmt: skip
+    if recomputes:
+        raise ValueError("recompute_scale_factor with a factor that is no whole number")
+    spatial = len(build.shape(x)) - 2
+    if antialias or mode not in ("nearest", "bilinear") or spatial != 2:
+        return _other_resize(build, x, size, scale_factor, mode, align_corners, antialias)
     return build.call(
         F.interpolate, x, size=None if size is None else pair(size), scale_factor=factors,
         mode=mode, align_corners=bool(align_corners) if mode == "bilinear" else None,
     )  # fmt: skip
+
+
+def _other_resize(
+    build: Builder, x: Value, size: Any, scale_factor: Any, mode: str, align_corners: bool | None,
+    antialias: bool,
+) -> Value:  # fmt: skip
+    spatial = len(build.shape(x)) - 2
+    if mode == "area":
+        if size is None:
+            raise ValueError("an area resize by a factor: give the size instead")
+        return build.foreign(getattr(F, f"adaptive_avg_pool{spatial}d"), x, size)
+    size, factors = (
+        None if values is None
+        else list(values) if isinstance(values, Sequence) else [values] * spatial
+        for values in (size, scale_factor)
+    )  # fmt: skip
+    factors = factors and [float(factor) for factor in factors]
+    if mode.startswith("nearest"):
+        exact = "_" if mode == "nearest-exact" else ""
+        name = f"{exact}upsample_{mode.replace('-', '_')}{spatial}d"
+        return build.foreign(getattr(aten, name).vec, x, size, factors)
+    name = f"_upsample_{mode}2d_aa" if antialias else f"upsample_{mode}{spatial}d"
+    return build.foreign(getattr(aten, name).vec, x, size, bool(align_corners), factors)
 
 
 @spelled(aten.upsample_nearest2d.vec)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuseq.build import Builder, Value
+from fuseq.build import Builder, Rule, Value
 from fuseq.spelling.registry import spelled
 
 aten = torch.ops.aten
@@ -46,17 +46,24 @@ def convert(build: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
              for a in map(build.example, (*args, *kwargs.values()))]  # fmt: skip
     own = build.example(x).dtype
     dtype = next((a for a in asked if isinstance(a, torch.dtype)), own)
+    if own.is_floating_point and dtype.is_floating_point and own != torch.float64:
+        # A program has one precision. What a float32 model computes in less is computed in float32.
+        if torch.finfo(dtype).eps > torch.finfo(own).eps:
+            build.narrowed.add(dtype)
+        return x
     return x if dtype == own else build.foreign(aten._to_copy.default, x, dtype=dtype)
 
 
-@spelled("float")
-def to_float32(build: Builder, x: Value) -> Value:
-    return convert(build, x, torch.float32)
+def _named(dtype: torch.dtype) -> Rule:
+    return lambda build, x: convert(build, x, dtype)
 
 
-@spelled("double")
-def to_float64(build: Builder, x: Value) -> Value:
-    return convert(build, x, torch.float64)
+for name, dtype in (
+    ("float", torch.float32), ("double", torch.float64), ("half", torch.float16),
+    ("bfloat16", torch.bfloat16), ("int", torch.int32), ("long", torch.int64),
+    ("bool", torch.bool), ("byte", torch.uint8),
+):  # fmt: skip
+    spelled(name)(_named(dtype))
 
 
 @spelled(torch._assert)

@@ -82,7 +82,7 @@ def test_each_kind_names_its_norm(
     change: Callable[[TwoNorms], None], kind: str, node: str, message: str
 ) -> None:
     (warning,) = found(change)
-    assert (warning["kind"], warning["node"], warning["nodes"]) == (kind, node, (node,))
+    assert (warning["kind"], warning["node"], warning["nodes"]) == (kind, node, [node])
     assert warning["source"].startswith("test_statistics.py:")
     assert message in warning["message"]
     assert "recalibrate-bn" in warning["fix"]
@@ -94,7 +94,7 @@ def test_many_norms_make_one_warning() -> None:
         model.second.reset_running_stats()
 
     (warning,) = found(reset_both)
-    assert warning["nodes"] == ("first", "second")
+    assert warning["nodes"] == ["first", "second"]
     assert warning["message"].startswith("2 of 2")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,6 +65,31 @@ class TypeTest(nn.Module):
 
     def forward(self, x: Tensor | None) -> Tensor | None:
         return x * 2 if isinstance(x, Tensor) else x
+
+
+class Counting(nn.Module):
+    """Computes something else at each call."""
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.count += 1
+        return x * self.calls
+
+
+class Unsharable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 class SilentInTraining(nn.Module):

@@ -152,8 +152,40 @@ def test_scripted_module() -> None:
     with pytest.raises(FuseqError) as refused:
         fuseq.capture(torch.jit.script(nn.ReLU()), torch.randn(1, 4))
     assert str(refused.value) == (
-        "error[FQ101]: a scripted module has no Python forward to record\n"
+        "error[FQ101]: the model is scripted: it has no Python forward to record\n"
         "  help: pass the module that torch.jit.script or torch.jit.trace was given"
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_submodule(capfd: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), torch.jit.script(nn.ReLU()))
+    assert refusal(model, capfd).startswith(
+        "error[FQ101]: `1` is scripted: it has no Python forward"
+    )
+
+
+def test_lazy_module(capfd: pytest.CaptureFixture[str]) -> None:
+    assert refusal(nn.Sequential(nn.LazyConv2d(4, 1)), capfd) == (
+        "error[FQ101]: `0` is a lazy LazyConv2d: it has no weights yet\n"
+        "  help: run the model once on an input, then load or train its weights"
+    )
+
+
+def test_a_model_that_cannot_be_copied(capfd: pytest.CaptureFixture[str]) -> None:
+    assert refusal(models.Unsharable(), capfd) == (
+        "error[FQ101]: the model cannot be copied: cannot pickle '_thread.lock' object\n"
+        "  why: recording changes a module, so a copy is recorded\n"
+        "  help: keep handles, locks and callbacks outside the module, or define __deepcopy__"
+    )
+
+
+def test_state_between_calls(capfd: pytest.CaptureFixture[str]) -> None:
+    assert refusal(models.Counting(), capfd) == (
+        "error[FQ104]: the model keeps state: the same input gives another output at the second "
+        "call\n"
+        "  why: forward changes `calls`, `count`\n"
+        "  help: return what forward must remember, and take it as an input"
     )
 
 
@@ -176,9 +208,7 @@ class Returns(nn.Module):
         return self.value if self.value == [] else (self.conv(x), self.value)
 
 
-@pytest.mark.parametrize(
-    ("value", "named"), [(None, "NoneType"), (3, "int"), ("a", "str"), ([], "nothing")]
-)
+@pytest.mark.parametrize(("value", "named"), [(3, "int"), ("a", "str"), ([], "nothing")])
 def test_outputs_that_are_no_tensors(
     value: object, named: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

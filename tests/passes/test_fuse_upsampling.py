@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,17 +10,7 @@ from torch import Tensor, nn
 import fuseq
 from fuseq import ops
 from tests.networks.randomize import randomized
-
-
-class Block(nn.Module):
-    """A function of a tensor and some layers."""
-
-    def __init__(self, function: Callable[..., Tensor], *layers: nn.Module) -> None:
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, *self.layers)
+from tests.passes.block import Block
 
 
 def norm(channels: int = 8) -> nn.Module:
