@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from fuseq.affine.axis import Axis
 from fuseq.affine.form import LinForm
 from fuseq.affine.kernel import group_start
-from fuseq.affine.polyphase import Form, PolyphaseForm
+from fuseq.affine.polyphase import Form, PolyphaseForm, Spread
 from fuseq.program import Program
 
 Shape = tuple[int, ...]
@@ -172,7 +172,7 @@ def _upsampling_plans(form: PolyphaseForm, transpose: bool) -> Iterator[Plan]:
         yield _transposed_plan(form, form.spread)
 
 
-def _transposed_plan(form: PolyphaseForm, spread: tuple[tuple[int, ...], tuple[int, ...]]) -> Plan:
+def _transposed_plan(form: PolyphaseForm, spread: Spread) -> Plan:
     """With padding p, kernel entry t writes position r*m + t - p; zeros widen the kernel.
 
     `size = r*(H - 1) - 2*p + k + output_padding` has to be `r*(H + a + 1) - cut`.

@@ -19,7 +19,7 @@ So one wider convolution on the coarse map computes all phases, and the rules of
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -32,6 +32,7 @@ from fuseq.affine.kernel import Axes
 from fuseq.affine.refusal import RefusedError
 
 Pair: TypeAlias = tuple[int, int]
+Spread: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class PolyphaseForm:
     coarse: LinForm
     phases: Pair
     cut: Pair = (0, 0)
-    spread: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    spread: Spread | None = None
     repeated: LinForm | None = None
 
     @property
@@ -217,10 +218,8 @@ def upsampled(form: Form, factors: Pair) -> PolyphaseForm:
     """Nearest upsampling by whole factors."""
     each = torch.arange(form.channels).repeat_interleave(math.prod(factors))
     fine = shuffled(form.channels_taken(each), factors)
-    if isinstance(form, PolyphaseForm):
-        return fine
-    spread = (tuple(range(factors[0])), tuple(range(factors[1]))) if _is_pointwise(form) else None
-    return replace(fine, spread=spread, repeated=form)
+    spread = _wider(form, factors, (range(factors[0]), range(factors[1])))
+    return replace(fine, spread=spread, repeated=form if isinstance(form, LinForm) else None)
 
 
 def transposed(
@@ -277,12 +276,10 @@ def transposed(
     fine = shuffled(convolved, stride)
     cut = fine.cut[0] + cuts[0], fine.cut[1] + cuts[1]
     fine = replace(fine, cut=cut)
-    if isinstance(form, LinForm) and _is_pointwise(form):
-        rows, columns = (
-            tuple(dilation[i] * t - padding[i] for t in range(weight.shape[2 + i])) for i in (0, 1)
-        )
-        return replace(fine, spread=(rows, columns))
-    return fine
+    rows, columns = (
+        [dilation[i] * t - padding[i] for t in range(weight.shape[2 + i])] for i in (0, 1)
+    )
+    return replace(fine, spread=_wider(form, stride, (rows, columns)))
 
 
 @dataclass(frozen=True)
@@ -347,13 +344,25 @@ def _phase_weight(weight: Tensor, windows: Sequence[_Window], phases: Pair) -> T
     return wide.reshape(outputs * math.prod(new), inputs * math.prod(phases), *taps)
 
 
-def _is_pointwise(form: LinForm) -> bool:
-    return all(axis == IDENTITY for axis in form.axes)
+def _wider(form: Form, stride: Pair, written: tuple[Iterable[int], Iterable[int]]) -> Spread | None:
+    """Spread after each position of a form wrote some positions of a finer map."""
+    if isinstance(form, PolyphaseForm):
+        before = form.spread
+    else:
+        pointwise = all(axis == IDENTITY for axis in form.axes)
+        before = ((0,), (0,)) if pointwise else None
+    if before is None:
+        return None
+    vertical, horizontal = (
+        tuple(sorted({r * t + u for t in taps for u in new}))
+        for taps, r, new in zip(before, stride, map(list, written), strict=True)
+    )
+    return vertical, horizontal
 
 
 def _united(
     forms: Sequence[PolyphaseForm],
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+) -> Spread | None:
     if any(form.spread is None for form in forms):
         return None
     vertical, horizontal = (

@@ -17,8 +17,10 @@ def norm(channels: int = 8) -> nn.Module:
     return nn.BatchNorm2d(channels)
 
 
-def up(kernel: int, stride: int, padding: int, extra: int = 0, groups: int = 1) -> nn.Module:
-    return nn.ConvTranspose2d(8, 8, kernel, stride, padding, extra, groups)
+def up(
+    kernel: int, stride: int, padding: int, extra: int = 0, groups: int = 1, bias: bool = True
+) -> nn.Module:
+    return nn.ConvTranspose2d(8, 8, kernel, stride, padding, extra, groups, bias)
 
 
 def twice(x: Tensor) -> Tensor:
@@ -35,6 +37,10 @@ CASES: dict[str, tuple[nn.Module, list[str]]] = {
     ),
     "1x1, then transposed": (
         nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), up(2, 2, 0), norm()),
+        ["conv_transpose2d"],
+    ),
+    "transposed twice": (
+        nn.Sequential(up(2, 2, 0, bias=False), nn.ConvTranspose2d(8, 1, 2, 2), norm(1)),
         ["conv_transpose2d"],
     ),
     "branches on an upsampled map": (
