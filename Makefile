@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 JOBS ?= 2
+SEED ?= 0
 
-.PHONY: demo test lint types walls tests zoo clean
+.PHONY: demo test lint types walls tests fuzz zoo clean
 .DEFAULT_GOAL := test
 
 # torch first and by itself: the packages built against it then find the pinned version in place.
@@ -37,6 +38,10 @@ walls: $(READY)
 # One thread a worker: the workers already fill the cores.
 tests: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q
+
+# Ten thousand random graphs, fused and compared: for the night. SEED gives others.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.campaign --graphs 10000 --jobs $(JOBS) --seed $(SEED)
 
 # Published networks: heavy, so `make test` leaves them out. What the last three packages want
 # besides, for training, is more than all the rest and disagrees with the pinned set; their networks
