@@ -116,6 +116,7 @@ def captured(
     example_inputs: Tensor | Sequence[Tensor] | None,
     front_end: str = "auto",
     progress: Progress | None = None,
+    dynamic: bool = True,
 ) -> Program:
     """A program as it is, or a module captured.
 
@@ -130,7 +131,7 @@ def captured(
         )
     if progress:
         progress("capture", 0)
-    return capture(model, example_inputs, front_end=front_end)
+    return capture(model, example_inputs, front_end=front_end, dynamic=dynamic)
 
 
 def run_passes(

@@ -142,6 +142,11 @@ class Backend(ABC):
         """Whether the files take and give the integers of their grids instead of floats."""
         return False
 
+    @property
+    def fixed_size(self) -> bool:
+        """Whether the files take inputs of the captured size only: sizes are then numbers."""
+        return False
+
     def doctor(self) -> list[Tool]:
         """Tools the backend needs and what was found of them."""
         return []

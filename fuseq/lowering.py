@@ -17,6 +17,7 @@ from fuseq.bundle import Bundle, require_writable, staged, write_manifest
 from fuseq.equivalence.lowered import check_lowered
 from fuseq.equivalence.result import CheckResult
 from fuseq.errors import FuseqError
+from fuseq.fixed_size import at_captured_size
 from fuseq.manifest import describe_lowering, write_golden
 from fuseq.pass_spec import parse_passes, with_options
 from fuseq.program import Program
@@ -69,7 +70,9 @@ def lower(
     require_writable(out, force)
     target = plugins.load("backends", backend)() if isinstance(backend, str) else backend
     data = _repeatable(calibration)
-    start = captured(model, example_inputs, progress=progress)
+    start = captured(model, example_inputs, progress=progress, dynamic=not target.fixed_size)
+    if target.fixed_size and start.origin.dynamic and start.quantization is None:
+        start = at_captured_size(start)
     steps = _steps(target, passes, observer, data)
     if start.quantization is not None:
         steps = []

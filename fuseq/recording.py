@@ -151,7 +151,7 @@ def _norm(build: Builder, norm: Any, input: Value) -> Value:
 def _from_export(
     model: nn.Module, inputs: tuple[Tensor, ...], probes: Sequence[tuple[int, ...]]
 ) -> Recording:
-    exported, narrowed = _run_export(model, inputs)
+    exported, narrowed = _run_export(model, inputs, probes)
     signature, graph = exported.graph_signature, exported.graph_module.graph
     held: dict[str, Any] = {
         **signature.inputs_to_parameters,
@@ -208,13 +208,21 @@ def _branches(
     return tuple(largest), smallest
 
 
-def _run_export(model: nn.Module, inputs: tuple[Tensor, ...]) -> Exported:
-    """Export with free sizes if the model allows it, else at the example inputs' sizes."""
-    if all(x.dim() > 1 for x in inputs):
-        auto = torch.export.Dim.AUTO
+def _run_export(
+    model: nn.Module, inputs: tuple[Tensor, ...], probes: Sequence[tuple[int, ...]]
+) -> Exported:
+    """Export with the sizes free that differ in the probes, if that succeeds; else with none."""
+    auto = torch.export.Dim.AUTO
+    free = tuple(
+        {dim: auto for dim, size in enumerate(x.shape) if probe[dim] != size}
+        for x, probe in zip(inputs, probes, strict=True)
+    )
+    if any(free):
         # A size of one would be baked in, so a batch of two is recorded.
-        pairs = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in inputs)
-        free = tuple({0: auto, 2: auto, 3: auto} if x.dim() == 4 else {0: auto} for x in inputs)
+        pairs = tuple(
+            torch.cat([x, x]) if 0 in dims and x.shape[0] == 1 else x
+            for x, dims in zip(inputs, free, strict=True)
+        )
         with contextlib.suppress(Exception):
             return _exported(copy.deepcopy(model), pairs, _per_argument(model, free))
     try:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from fuseq import verify
 from fuseq.build import NARROW
 from fuseq.errors import FuseqError, first_line
+from fuseq.fixed_size import FIXED, fold_sizes
 from fuseq.model_copy import copied, plain, require_copyable, traceable, untouched
 from fuseq.model_runs import (
     SAME_OUTPUT,
@@ -44,6 +45,7 @@ def capture(
     example_inputs: Tensor | Sequence[Tensor],
     *,
     front_end: str = "auto",
+    dynamic: bool = True,
 ) -> Program:
     """Capture a model as a program.
 
@@ -52,6 +54,7 @@ def capture(
             captured in float32.
         example_inputs: one tensor, or one per argument of `forward`.
         front_end: "export", "fx", or "auto": the one whose program is right at most sizes.
+        dynamic: leave open the sizes that the model lets change; else all are the captured ones.
 
     Returns:
         A program equal to `model.eval()`, in the canonical vocabulary, with source locations.
@@ -73,10 +76,16 @@ def capture(
     require_copyable(model)
     front_ends = ("fx", "export") if front_end == "auto" else (front_end,)
     with torch.random.fork_rng(devices=()), untouched(model):
-        return _captured(model, tuple(x.detach().clone() for x in inputs), front_ends)
+        given = tuple(x.detach().clone() for x in inputs)
+        return _captured(model, given, front_ends, other_shapes(given) if dynamic else [])
 
 
-def _captured(model: nn.Module, inputs: tuple[Tensor, ...], front_ends: Iterable[str]) -> Program:
+def _captured(
+    model: nn.Module,
+    inputs: tuple[Tensor, ...],
+    front_ends: Iterable[str],
+    others: Sequence[Shapes],
+) -> Program:
     wide, inputs, notes = _in_float32(model, inputs)
     outputs, result = first_run(wide, inputs)
     plain_outputs = pytree.tree_structure(result) != pytree.tree_structure(plain(result))
@@ -85,7 +94,7 @@ def _captured(model: nn.Module, inputs: tuple[Tensor, ...], front_ends: Iterable
         notes += [f"forward returns {kind}: the program gives nested tuples, lists and dicts"]
     if in_training(model):
         notes += ["the model was in training mode: captured as in eval"]
-    trials = _Trials(wide, (inputs, outputs))
+    trials = _Trials(wide, (inputs, outputs), others)
     types = training_types(wide, trials.first)
 
     failures: list[tuple[str, FuseqError]] = []
@@ -112,9 +121,10 @@ def _captured(model: nn.Module, inputs: tuple[Tensor, ...], front_ends: Iterable
     fused = fused_in_eval(wide, best.types, trials.first)
     if fused:
         notes += [f"{', '.join(fused)} fuses itself in eval: captured with its branches"]
-    notes += [*best.recording.notes, *trials.limits(best)]
+    notes += [*best.recording.notes, *trials.limits(best), *([] if others else [FIXED])]
     program = best.recording.program
     program.origin = Origin(model, best.front_end, best.free, tuple(notes))
+    fold_sizes(program)
     return program
 
 
@@ -158,8 +168,8 @@ class _Trials:
         first: the example inputs with their outputs.
     """
 
-    def __init__(self, model: nn.Module, first: Run) -> None:
-        self.first, self._model = first, model
+    def __init__(self, model: nn.Module, first: Run, others: Sequence[Shapes]) -> None:
+        self.first, self._model, self._shapes = first, model, others
         self._runs: dict[int, Run | None] = {}
 
     def free(self) -> Sizes:
@@ -206,7 +216,7 @@ class _Trials:
         return notes
 
     def _others(self) -> Iterator[Run]:
-        for index, shapes in enumerate(other_shapes(self.first[0])):
+        for index, shapes in enumerate(self._shapes):
             run = self._run(index, shapes)
             if run:
                 yield run

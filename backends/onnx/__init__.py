@@ -128,6 +128,11 @@ class OnnxBackend(Backend):
         return OrtRunner(file)
 
     @property
+    def fixed_size(self) -> bool:
+        """As the option `dynamic` says."""
+        return not self.dynamic
+
+    @property
     def integer_io(self) -> bool:
         """As the option `io` says."""
         return self.io == "integer"
