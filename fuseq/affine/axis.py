@@ -13,7 +13,10 @@ attributes, not sizes: axes with equal stride and equal extent have equal sizes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fuseq.affine.refusal import RefusedError
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,43 @@ class Axis:
         if size is None:
             return self.taps[-1] + self.extent + 1
         return self.stride * (self.size(size) - 1) + self.taps[-1] - size + 1
+
+    def ring_before(self) -> int:
+        """Positions of the root that the position before the map would read, if positive."""
+        return self.taps[-1] - self.stride + 1
+
+    def ring_after(self, root_size: int | None = None) -> int:
+        """The same of the position after the map; the most over all sizes for None."""
+        if root_size is None:
+            return -self.extent - 1 - self.taps[0]
+        return root_size - self.stride * self.size(root_size) - self.taps[0]
+
+
+def united(axes: Sequence[Axis], root_size: int | None) -> Axis:
+    """Axis with the taps of several.
+
+    Args:
+        axes: of values that are added or concatenated.
+        root_size: the only size of the root at which they need agree, or None for all.
+
+    Raises:
+        RefusedError: stride-mismatch, size-mismatch.
+    """
+    strides, extents = {axis.stride for axis in axes}, {axis.extent for axis in axes}
+    if len(strides) > 1:
+        raise RefusedError(
+            "stride-mismatch",
+            f"branches of strides {sorted(strides)} meet",
+            "give the branches one stride",
+        )
+    agree = root_size is not None and len({axis.size(root_size) for axis in axes}) == 1
+    if len(extents) > 1 and not agree:
+        raise RefusedError(
+            "size-mismatch",
+            f"branches differ in size by up to {max(extents) - min(extents)} for some input sizes",
+            "pad and crop the branches alike",
+        )
+    return replace(axes[0], taps=tuple(sorted({tap for axis in axes for tap in axis.taps})))
 
 
 IDENTITY = Axis.window(1)

@@ -34,7 +34,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from fuseq.affine.axis import IDENTITY
+from fuseq.affine.axis import IDENTITY, united
 from fuseq.affine.border import Border, Margin, border_bias, same
 from fuseq.affine.kernel import Axes, gathered, group_start, shifted, spread
 from fuseq.affine.refusal import RefusedError
@@ -357,14 +357,16 @@ class LinForm:
 
     def _ring(self, side: int) -> RefusedError | None:
         """Why the ring rule fails on a side: 0 top, 1 bottom, 2 left, 3 right."""
-        axis = self.axes[side // 2]
-        if side % 2 == 0:
-            overlap = axis.taps[-1] - axis.stride + 1
-        else:
-            size = self.size[side // 2] if self.size else None
-            free = -axis.extent - 1 if size is None else size - axis.stride * axis.size(size)
-            overlap = free - axis.taps[0]
-        return _ring("after" if side % 2 else "before", overlap) if overlap > 0 else None
+        axis, size = self.axes[side // 2], self.size and self.size[side // 2]
+        overlap = axis.ring_after(size) if side % 2 else axis.ring_before()
+        if overlap <= 0:
+            return None
+        return RefusedError(
+            "ring",
+            f"positions {'after' if side % 2 else 'before'} the padded intermediate map would "
+            f"still read {overlap} rows or columns of the input instead of zeros",
+            "pad the input once instead of the intermediate value",
+        )
 
     def _is_channelwise(self) -> bool:
         """Whether each channel reads one position of the root channel of the same number."""
@@ -392,38 +394,11 @@ class LinForm:
 
 def _common_axes(forms: Sequence[LinForm]) -> tuple[Axes, frozenset[str]]:
     """Axes with the union of all taps, where strides and sizes agree."""
-    axes, rules = [], frozenset[str]().union(*(form.rules for form in forms))
     for form in forms:
         form.require_plain()
-    for index in (0, 1):
-        parts = [form.axes[index] for form in forms]
-        strides = {axis.stride for axis in parts}
-        if len(strides) > 1:
-            raise RefusedError(
-                "stride-mismatch",
-                f"branches of strides {sorted(strides)} meet",
-                "give the branches one stride",
-            )
-        extents = {axis.extent for axis in parts}
-        if len(extents) > 1:
-            restricted = forms[0].size
-            if not restricted or len({a.size(restricted[index]) for a in parts}) > 1:
-                raise RefusedError(
-                    "size-mismatch",
-                    f"branches differ in size by up to {max(extents) - min(extents)} "
-                    "for some input sizes",
-                    "pad and crop the branches alike",
-                )
-            rules |= {"captured size"}
-        taps = sorted({tap for axis in parts for tap in axis.taps})
-        axes.append(replace(parts[0], taps=tuple(taps)))
-    return (axes[0], axes[1]), rules
-
-
-def _ring(side: str, overlap: int) -> RefusedError:
-    return RefusedError(
-        "ring",
-        f"positions {side} the padded intermediate map would still read "
-        f"{overlap} rows or columns of the input instead of zeros",
-        "pad the input once instead of the intermediate value",
-    )
+    vertical, horizontal = zip(*(form.axes for form in forms), strict=True)
+    rows, columns = forms[0].size or (None, None)
+    rules = frozenset[str]().union(*(form.rules for form in forms))
+    if any(len({axis.extent for axis in parts}) > 1 for parts in (vertical, horizontal)):
+        rules |= {"captured size"}
+    return (united(vertical, rows), united(horizontal, columns)), rules
