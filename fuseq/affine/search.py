@@ -3,7 +3,8 @@
 Regions are looked at smallest first. Once one pays, larger ones are composed with its convolution,
 so that each costs what it adds and not what it holds. After `PATIENCE` regions in a row that are
 no better, larger ones are given up: some need several operations together (padding with a bias),
-none known needs more.
+none known needs more. Where the ring rule fails, it fails for every earlier root too, unless that
+root is padded by more than the windows behind it read, so such a region counts for several.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from fuseq.program import Program
 
 PATIENCE = 12
 """Regions in a row that cannot be, or are no better, before larger ones are given up."""
+
+RING = 4
+"""How many of them a region counts for in which the ring rule fails."""
 
 NORMS = ("batch_norm", "batch_norm1d")
 
@@ -121,8 +125,9 @@ class Search:
                 best, misses = found, 0
             elif found:
                 missed = missed or self._missed(region, found)
-                misses += 1
-            if misses == PATIENCE:
+                ring = isinstance(found, Fault) and found.error.code == "ring"
+                misses += RING if ring else 1
+            if misses >= PATIENCE:
                 break
         return best or missed
 
