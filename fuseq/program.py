@@ -27,6 +27,25 @@ def unused_name(module: nn.Module, name: str) -> str:
     return unique
 
 
+def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy with its own weights, as `copy.deepcopy` makes one, but without copying empty hooks.
+
+    Args:
+        module: any; what is not torch's own is deep-copied.
+        memo: of `copy.deepcopy`: what was copied, so that what is shared stays shared.
+    """
+    if id(module) in memo or not type(module).__module__.startswith("torch.nn.modules"):
+        return copy.deepcopy(module, memo)
+    memo[id(module)] = other = copy.copy(module)
+    for name, value in vars(other).items():
+        if isinstance(value, dict):
+            vars(other)[name] = value.copy()
+    for held in (other._parameters, other._buffers):
+        held.update(copy.deepcopy(dict(held), memo))  # type: ignore[arg-type]
+    other._modules.update({name: copied(m, memo) for name, m in other._modules.items() if m})
+    return other
+
+
 @dataclass(frozen=True)
 class SourceLocation:
     """Line of the user's model that a node was traced from."""
@@ -123,8 +142,11 @@ class Program:
 
     def clone(self) -> Program:
         """A program with its own graph, weights and metadata; the origin stays shared."""
+        memo: dict[int, Any] = {}
+        for child in self.module.children():
+            copied(child, memo)
         return Program(
-            module=copy.deepcopy(self.module),
+            module=copy.deepcopy(self.module, memo),
             example_inputs=self.example_inputs,
             origin=self.origin,
             input_names=self.input_names,

@@ -158,7 +158,8 @@ class _NoisyRun(fx.Interpreter):
         return value + noise.where(spread.isfinite(), 0.0).to(value.dtype)
 
     def _normal(self, shape: Sequence[int]) -> Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        # Noise needs few digits, and float32 is drawn several times faster.
+        return torch.randn(shape, generator=self.generator, dtype=torch.float32)
 
 
 def _map_floats(function: Callable[..., Tensor], tree: Any, *others: Any) -> Any:

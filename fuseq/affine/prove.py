@@ -20,7 +20,7 @@ from fuseq.affine.emit import Plan
 from fuseq.affine.operands import constant_of
 from fuseq.affine.region import Region
 from fuseq.macs import macs
-from fuseq.program import Program
+from fuseq.program import Program, copied
 
 LIMIT = 1e-11
 """Allowed `max |error| / max |output|`; float64 rounding of a region gives about 1e-15."""
@@ -189,12 +189,8 @@ def _run(region: Region, steps: list[tuple[fx.Node, Step]], x: Tensor) -> Tensor
 def step_of(program: Program, node: fx.Node) -> Step:
     """A node as a function of its operands, with its weights and constants in float64."""
     if node.op == "call_module":
-        module = program.get(node)
-        state = {
-            name: t.double() if t.is_floating_point() else t
-            for name, t in (*module.named_parameters(), *module.named_buffers())
-        }
-        return lambda *args: torch.func.functional_call(module, state, args)
+        layer: Step = copied(program.get(node), {}).double()
+        return layer
     assert callable(node.target)
     function = _write if node.target is ops.slice_scatter else node.target
     constants = {
