@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, fx
 from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.observer import OBSERVERS, Observer
-from fuseq.quant.structure import Structure
+from fuseq.quant.structure import Structure, bounds
 
 
 def batches_of(data: Iterable[Any]) -> Iterable[tuple[Tensor, ...]]:
@@ -91,8 +92,33 @@ class _Watcher(fx.Interpreter):
                     f"{self.program.where(node)} has values that are not finite during calibration",
                     fix="look at the calibration data for NaN, and at the weights before this node",
                 )
-            self.observers[group].update(result)
+            interval = used_interval(node, self.structure)
+            if interval is not None:
+                self.observers[group].update(result.clamp(*interval))
         return result
+
+
+def used_interval(node: fx.Node, structure: Structure) -> tuple[float, float] | None:
+    """Interval in which the readers of a value tell its values apart.
+
+    What lies outside need not be on its grid: the grid's ends cut as the readers do.
+
+    Args:
+        node: a value with a grid.
+        structure: it belongs to.
+
+    Returns:
+        Lower and upper end; None where every reader shares the grid, and is observed itself.
+    """
+    group = structure.group[node.name]
+    others = [user for user in node.users if structure.group.get(user.name) != group]
+    if node.users and not others:
+        return None
+    cut = [
+        bounds(user) if user.target in (torch.relu, torch.clamp) else (-math.inf, math.inf)
+        for user in others
+    ]
+    return min(low for low, _ in cut), max(high for _, high in cut)
 
 
 def require_fit(program: Program, batch: tuple[Tensor, ...], number: int) -> None:
