@@ -130,11 +130,11 @@ def split_by_promise(steps: Sequence[Pass], program: Program) -> tuple[Program, 
         program: what they are run on; stays as it is.
 
     Returns:
-        The program after the steps that compute a new function on purpose (itself if there are
-        none), and the other steps.
+        The program after the steps that change values on purpose (itself if there are none), and
+        the other steps.
     """
-    new = [step for step in steps if isinstance(step.promise, NewFunction)]
-    same = [step for step in steps if not isinstance(step.promise, NewFunction)]
+    new = [step for step in steps if not isinstance(step.promise, SameFunction)]
+    same = [step for step in steps if isinstance(step.promise, SameFunction)]
     return (Pipeline(new, prove=False).run(program) if new else program), same
 
 
