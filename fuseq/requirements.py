@@ -24,3 +24,9 @@ def not_legalized(program: Program) -> str | None:
         return "it is quantized, and its integers are frozen"
     edges = program.graph.find_nodes(op="call_function", target=ops.requantize)
     return f"{program.where(edges[0])} stands for a target's grid" if edges else None
+
+
+def not_equalized(program: Program) -> str | None:
+    """Channels have the ranges that the model gave them."""
+    ran = any(record.name.partition("{")[0] == "equalize" for record in program.history)
+    return "`equalize` made ranges equal that are no longer what it saw" if ran else None

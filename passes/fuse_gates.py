@@ -27,7 +27,7 @@ from fuseq import ops
 from fuseq.affine.refusal import Refusal
 from fuseq.program import Program
 from fuseq.quant.profile import Profile
-from fuseq.requirements import batch_norms_folded, not_legalized
+from fuseq.requirements import batch_norms_folded, not_equalized, not_legalized
 
 POINTWISE = frozenset(
     "relu clamp sigmoid tanh hardsigmoid hardswish silu leaky_relu gelu prelu".split()
@@ -97,7 +97,11 @@ class FuseGates(fuseq.Pass):
 
     name: ClassVar[str] = "fuse-gates"
     promise: ClassVar[fuseq.Promise] = fuseq.SameFunction()
-    requires: ClassVar[tuple[fuseq.Predicate, ...]] = (batch_norms_folded, not_legalized)
+    requires: ClassVar[tuple[fuseq.Predicate, ...]] = (
+        batch_norms_folded,
+        not_legalized,
+        not_equalized,
+    )
 
     always: bool = False
     profile: Profile | None = field(default=None, repr=False)

@@ -239,6 +239,9 @@ def test_what_is_no_gate_of_siblings_is_not_spoken_of(function: Any) -> None:
         ("fuse-gates", "requires batch norms folded: 1 are left"),
         ("fuse-affine,legalize,fuse-gates", "requires not legalized"),
         ("fuse-affine,legalize,quantize,fuse-gates", "it is quantized"),
+        ("fuse-affine,equalize,fuse-gates", "requires not equalized"),
+        ("fuse-affine,equalize,clip-gates", "requires not equalized"),
+        ("fuse-affine,legalize,clip-gates", "requires not legalized"),
     ],
 )
 def test_a_wrong_order_is_refused(passes: str, reason: str) -> None:

@@ -102,6 +102,38 @@ def gate_with_reader() -> nn.Module:
     return Lambda(forward, a=conv(), b=conv(1))
 
 
+def chain(between: Callable[[Tensor], Tensor] = F.relu) -> nn.Module:
+    return Lambda(lambda m, x: F.gelu(m.b(between(m.a(x)))), a=conv(), b=conv())
+
+
+def rectified() -> nn.Module:
+    return chain(lambda y: F.leaky_relu(y, 0.2))
+
+
+def relu6() -> nn.Module:
+    return chain(F.relu6)
+
+
+def saturating() -> nn.Module:
+    return chain(torch.tanh)
+
+
+def split() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Any:
+        a, b = torch.chunk(m.a(x), 2, 1)
+        return F.gelu(m.b(F.relu(a))) + torch.sigmoid(b)
+
+    return Lambda(forward, a=nn.Conv2d(4, 8, 3, padding=1), b=conv())
+
+
+def shared_reader() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Any:
+        y = F.relu(m.a(x))
+        return F.gelu(m.b(y)) + y
+
+    return Lambda(forward, a=conv(), b=conv())
+
+
 def two_inputs() -> nn.Module:
     return Lambda(lambda m, x, y: m.c(x + y), c=conv())
 
@@ -154,6 +186,16 @@ PLANTED: list[tuple[str, Pass, Callable[[], nn.Module], str]] = [
     ("FQ301", wrong.MergeGate("corner"), gate, "sigmoid"),
     ("FQ301", wrong.MergeGate("bias"), gate, "sigmoid"),
     ("FQ301", wrong.MergeGate("readers"), gate_with_reader, "relu"),
+    ("FQ301", wrong.EqualizeWrongly("inverse"), chain, "a"),
+    ("FQ301", wrong.EqualizeWrongly("twice"), chain, "a"),
+    ("FQ301", wrong.EqualizeWrongly("bias"), chain, "a"),
+    ("FQ301", wrong.EqualizeWrongly("columns"), chain, "a"),
+    ("FQ301", wrong.EqualizeWrongly("half"), split, "slice_2"),
+    ("FQ301", wrong.EqualizeWrongly("negative"), rectified, "a"),
+    ("FQ301", wrong.EqualizeWrongly("path"), relu6, "a"),
+    ("FQ301", wrong.EqualizeWrongly("path"), saturating, "a"),
+    ("FQ301", wrong.EqualizeWrongly("path"), shared_reader, "add"),
+    ("FQ301", wrong.ClipTooSoon(), saturating, "tanh"),
     ("FQ204", wrong.DropPool(), lambda: nn.Sequential(conv(), nn.AvgPool2d(2)), "output"),
     ("FQ204", wrong.DeleteInput(), two_inputs, "input_1"),
     ("FQ204", wrong.RenameInput(), plain, "image"),
@@ -199,6 +241,10 @@ def test_the_fold_is_right_where_nothing_is_forgotten() -> None:
     assert result.history[-1].rewrites == 1
     assert result.history[-1].error is not None
     assert result.history[-1].error < 1e-14
+
+
+def test_scales_move_rightly_where_nothing_is_wrong() -> None:
+    assert apply(wrong.EqualizeWrongly("nothing"), captured(rectified)).history[-1].error == 0
 
 
 @pytest.mark.parametrize("step", [wrong.DropBatchNorm(), FOLD("eps"), FOLD("gamma")])

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from fuseq import ops
 from fuseq.program import Program
-from fuseq.rewrite import Pass, Promise, SameFunction
+from fuseq.rewrite import Approximates, Pass, Promise, SameFunction
 
 
 @dataclass(frozen=True)
@@ -374,4 +374,52 @@ class MergeGate(Wrong):
             if self.wrong == "readers":
                 conv.replace_all_uses_with(halves[0], lambda user: user is not product)
             conv.replace_all_uses_with(half)
+        return 1
+
+
+@dataclass(frozen=True)
+class EqualizeWrongly(Wrong):
+    """Scales the rows of the first convolution and the columns of the next, with one thing wrong.
+
+    Attributes:
+        wrong: "inverse" (nothing takes it), "twice" (both are multiplied), "bias" (it stays),
+            "columns" (the rows of the next layer are scaled instead), "half" (the other half of a
+            split takes it), "negative" (a sign goes through a rectifier) or "path" (whatever stands
+            between, it is taken to pass a scale on).
+    """
+
+    wrong: str
+
+    def run(self, program: Program) -> int:
+        convs = [program.get(node) for node in nodes(program, "conv2d")]
+        first, second = convs[0], convs[-1]
+        assert isinstance(first, nn.Conv2d)
+        assert isinstance(second, nn.Conv2d)
+        assert first.bias is not None
+        scale = torch.tensor([0.5, 2.0, 4.0, 0.25], dtype=first.weight.dtype)
+        scale = -scale if self.wrong == "negative" else scale
+        rows = slice(4, 8) if self.wrong == "half" else slice(0, 4)
+        first.weight.data[rows] *= scale.reshape(-1, 1, 1, 1)
+        if self.wrong != "bias":
+            first.bias.data[rows] *= scale
+        shape = (-1, 1, 1, 1) if self.wrong == "columns" else (1, -1, 1, 1)
+        inverse = scale if self.wrong == "twice" else 1 / scale
+        if self.wrong != "inverse":
+            second.weight.data *= inverse.reshape(shape)
+        return 1
+
+
+@dataclass(frozen=True)
+class ClipTooSoon(Pass):
+    """Cuts what goes into tanh where it is not flat yet, and promises what a right cut would."""
+
+    name: ClassVar[str] = "clip-too-soon"
+    promise: ClassVar[Promise] = Approximates(max_rel=0.02)
+
+    def run(self, program: Program) -> int:
+        (saturating,) = nodes(program, "tanh")
+        bounds: Any = {"min": -0.5, "max": 0.5}
+        with program.graph.inserting_before(saturating):
+            cut = program.graph.call_function(torch.clamp, (saturating.args[0],), bounds)
+        saturating.args = (cut,)
         return 1

@@ -1,0 +1,380 @@
+r"""`equalize`: scales move between layers until one grid for a tensor suits all of its channels.
+
+A layer's output channel c may be multiplied by any s_c > 0 if every reader takes 1 / s_c, and what
+stands between passes a scale on, f(s x) = s f(x) (Nagel et al. 2019, "Data-Free Quantization
+Through Weight Equalization and Bias Correction", eq. 6 to 8):
+
+    W2 f(W1 x + b1)  ==  (W2 diag(1 / s)) f(diag(s) W1 x + diag(s) b1)
+
+A product passes the scale of each factor on, whatever the other one is: in a * b both convolutions
+scale, in a * sigmoid(b) the first. Depthwise convolutions are readers and producers.
+
+With r_c the largest |value| of channel c over the calibration data,
+
+    s_c = k r_c^(-2/3),      r_c s_c = k r_c^(1/3)
+
+An exponent of 1 would be best for the values, whose grid all channels share, and 0 for the columns
+of the readers, each row of which has one scale too. Slices of one convolution share its grid: k
+brings them to one range, that of a part that cannot be scaled if there is one; else the geometric
+mean of all s_c is 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+import fuseq
+from fuseq import ops
+from fuseq.affine.refusal import Refusal, RefusedError
+from fuseq.errors import FuseqError
+from fuseq.program import Program
+from fuseq.quant.calibrate import batches_of, require_fit
+from fuseq.requirements import batch_norms_folded, not_legalized
+
+EXPONENT = 2 / 3
+"""What is made equal of the logarithm of ranges; benchmarks/equalize.py measures what it gives."""
+
+LARGEST = 2.0**8
+"""Largest factor: a channel that is smaller still hardly reaches one step of an 8 bit grid."""
+
+OUTLIER = 8.0
+"""A channel is named as an outlier if its range is so many times the geometric mean."""
+
+PROPORTIONAL = frozenset(
+    "relu leaky_relu prelu max_pool avg_pool adaptive_avg_pool interpolate interpolate_nearest "
+    "pad".split()
+)
+"""Ops with f(s x) = s f(x) for s > 0, channel by channel."""
+
+
+@dataclass(frozen=True)
+class Equalized:
+    """Output channels of one layer that were scaled.
+
+    Attributes:
+        layer: its name.
+        channels: first channel, and last + 1.
+        readers: names of the layers that took the inverse.
+        spread_before: largest range of a channel over the geometric mean of all that are active.
+        spread_after: the same afterwards.
+        dead: channels that were never active; they stay as they were.
+        outliers: channels whose range was more than 8 times the mean.
+    """
+
+    layer: str
+    channels: tuple[int, int]
+    readers: tuple[str, ...]
+    spread_before: float
+    spread_after: float
+    dead: tuple[int, ...]
+    outliers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Output channels of a layer that go one way.
+
+    Attributes:
+        value: the node that holds exactly these channels: the layer itself, or a slice of it.
+        start: first channel.
+        stop: last channel + 1.
+        readers: layers that can take the inverse, with the channel where these begin there; empty
+            if the part cannot be scaled.
+    """
+
+    value: fx.Node
+    start: int
+    stop: int
+    readers: tuple[tuple[fx.Node, int], ...]
+
+
+@dataclass(frozen=True)
+class Equalize(fuseq.Pass):
+    """Move scales between layers until the channels of each value have similar ranges.
+
+    Leaves an `Equalized` for each layer or slice that was scaled, and a `Refusal` for each other.
+
+    Attributes:
+        calibration: batches of inputs, read each time the pass runs; proving it takes two runs.
+        progress: called with the number of batches seen.
+    """
+
+    name: ClassVar[str] = "equalize"
+    promise: ClassVar[fuseq.Promise] = fuseq.SameFunction()
+    requires: ClassVar[tuple[fuseq.Predicate, ...]] = (batch_norms_folded, not_legalized)
+
+    calibration: Iterable[Any] | None = field(default=None, repr=False)
+    progress: Callable[[int], None] | None = field(default=None, repr=False)
+
+    def run(self, program: Program) -> int:
+        """Edit the weights; returns the number of layers and slices that were scaled.
+
+        Raises:
+            FuseqError: FQ202 without data, FQ006 for data that is empty or does not fit, FQ401 for
+                a value that is not finite.
+        """
+        if self.calibration is None:
+            raise FuseqError(
+                "FQ202", "equalize needs data", fix="--calib DIR, or calibration_data()"
+            )
+        found = {layer: _parts(program, layer) for layer in _producers(program)}
+        layers = {layer: parts for layer, parts in found.items() if any(p.readers for p in parts)}
+        watched = {_used(program, part.value) for parts in layers.values() for part in parts}
+        ranges = _measured(program, watched, self.calibration, self.progress)
+        for layer, parts in layers.items():
+            own = [ranges[_used(program, part.value)] for part in parts]
+            for part, before, scale in zip(parts, own, _scales(parts, own), strict=True):
+                if part.readers:
+                    _scale_rows(program.get(layer), part, scale)
+                    for reader, first in part.readers:
+                        _scale_columns(program.get(reader), first, 1 / scale)
+                    program.note(_described(layer, part, before, before * scale))
+        return sum(bool(part.readers) for parts in layers.values() for part in parts)
+
+
+# --- where a scale can go ---
+
+
+def _producers(program: Program) -> list[fx.Node]:
+    dims = {"conv2d": 4, "linear": 2}
+    return [
+        node
+        for node in program.graph.nodes
+        if len(program.shape(node) if "shape" in node.meta else ())
+        == dims.get(ops.name_of(program, node))
+    ]
+
+
+def _parts(program: Program, layer: fx.Node) -> list[Part]:
+    """The slices of a layer if it is read in slices only that do not overlap, else all of it."""
+    channels = program.shape(layer)[1]
+    slices = []
+    for user in layer.users:
+        if ops.name_of(program, user) == "slice" and user.kwargs["dim"] == 1:
+            start, end, step = slice(*_bounds(user)).indices(channels)
+            if step == 1:
+                slices.append((start, end, user))
+    slices.sort(key=lambda part: part[:2])
+    apart = all(a[1] <= b[0] for a, b in itertools.pairwise(slices))
+    if not slices or len(slices) < len(layer.users) or not apart:
+        slices = [(0, channels, layer)]
+    return [Part(v, start, end, _accepted(program, layer, v)) for start, end, v in slices]
+
+
+def _bounds(node: fx.Node) -> tuple[Any, Any, Any]:
+    return node.kwargs["start"], node.kwargs["end"], node.kwargs["step"]
+
+
+def _accepted(program: Program, layer: fx.Node, value: fx.Node) -> tuple[tuple[fx.Node, int], ...]:
+    """Readers that can take the inverse of a value's scales; none, and a note, if one cannot."""
+    try:
+        return tuple(_readers(program, value, 0, program.shape(value)[1], {value}))
+    except RefusedError as error:
+        where = (value.name, program.source(value), layer.name, value.name)
+        program.note(Refusal(error.code, *where, error.reason, error.fix))
+        return ()
+
+
+def _readers(
+    program: Program, value: fx.Node, first: int, count: int, seen: set[fx.Node]
+) -> Iterator[tuple[fx.Node, int]]:
+    """Layers behind a value, with the channel at which the scaled ones begin there.
+
+    Args:
+        program: holds them.
+        value: its channels `first` to `first + count` are scaled.
+        first: as said.
+        count: as said.
+        seen: nodes that were passed on the way; grows.
+
+    Raises:
+        RefusedError: something on the way does not pass a scale on.
+    """
+    for user in value.users:
+        name = ops.name_of(program, user)
+        if name == "shape":
+            continue
+        if name in ("conv2d", "conv_transpose2d") or (
+            name == "linear" and len(program.shape(value)) == 2
+        ):
+            yield user, first
+            continue
+        if user in seen:
+            raise RefusedError("nonlinear", f"`{user.name}` ({name}) reads it in two ways")
+        seen.add(user)
+        after = _passed(program, value, user, first, count)
+        if after is not None:
+            yield from _readers(program, user, after, count, seen)
+
+
+def _passed(program: Program, value: fx.Node, user: fx.Node, first: int, count: int) -> int | None:
+    """Where scaled channels begin in what reads them; None if it reads none of them.
+
+    Raises:
+        RefusedError: the reader does not pass a scale on.
+    """
+    name, before = ops.name_of(program, user), program.shape(value)
+    if name == "output":
+        raise RefusedError("leak", f"`{value.name}` is an output, which must not be scaled")
+    after = program.shape(user)
+    channels_stay = len(before) == len(after) and before[1] == after[1]
+    if name in PROPORTIONAL or (name == "mean" and 1 not in user.kwargs["dim"]):  # type: ignore[operator]
+        return first
+    if name == "slice":
+        if user.kwargs["dim"] != 1:
+            return first
+        start, end, step = slice(*_bounds(user)).indices(before[1])
+        if step == 1 and start <= first and first + count <= end:
+            return first - start
+        if first + count <= start or end <= first:
+            return None
+        raise RefusedError("leak", f"`{user.name}` takes a part of its channels")
+    if name == "concat" and user.kwargs["dim"] == 1:
+        operands: Any = user.args[0]
+        if operands.count(value) == 1:
+            left = operands[: operands.index(value)]
+            return first + sum(program.shape(operand)[1] for operand in left)
+    if name == "reshape" and before[2:] == (1, 1) and after == before[:2]:
+        return first
+    if name == "mul" and user.args.count(value) == 1 and channels_stay:
+        return first
+    if name == "div" and user.args[0] is value is not user.args[1] and channels_stay:
+        return first
+    raise RefusedError("nonlinear", f"`{user.name}` ({name}) does not pass a scale on")
+
+
+# --- ranges ---
+
+
+def _used(program: Program, value: fx.Node) -> fx.Node:
+    """What is used of a value: it behind the relu or clamp that alone reads it."""
+    while len(value.users) == 1:
+        (user,) = value.users
+        if ops.name_of(program, user) not in ("relu", "clamp"):
+            break
+        value = user
+    return value
+
+
+def _measured(
+    program: Program,
+    watched: set[fx.Node],
+    data: Iterable[Any],
+    progress: Callable[[int], None] | None,
+) -> dict[fx.Node, Tensor]:
+    """Largest magnitude of each channel, float64 `[channels]`, over all batches."""
+    watcher = _Watcher(program, watched)
+    count = 0
+    double = program.example_inputs[0].dtype == torch.float64  # the pipeline proves on such a twin
+    with torch.no_grad():
+        for count, batch in enumerate(batches_of(data), start=1):
+            if double:
+                batch = tuple(x.double() if x.is_floating_point() else x for x in batch)
+            require_fit(program, batch, count)
+            watcher.run(*batch[: len(program.example_inputs)])
+            if progress:
+                progress(count)
+    if not count:
+        raise FuseqError(
+            "FQ006", "the calibration set is empty", fix="give at least one batch of inputs"
+        )
+    return watcher.ranges
+
+
+class _Watcher(fx.Interpreter):
+    def __init__(self, program: Program, watched: set[fx.Node]) -> None:
+        super().__init__(program.module)
+        self.extra_traceback = False
+        self.program, self.watched = program, watched
+        self.ranges: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        result = super().run_node(node)
+        if node in self.watched:
+            largest = result.abs().transpose(0, 1).flatten(1).amax(1).double()
+            if not torch.isfinite(largest).all():
+                raise FuseqError(
+                    "FQ401",
+                    f"{self.program.where(node)} has values that are not finite",
+                    fix="look at the calibration data for NaN, and at the weights before this node",
+                )
+            self.ranges[node] = torch.maximum(largest, self.ranges.get(node, largest))
+        return result
+
+
+# --- scaling ---
+
+
+def _scales(parts: list[Part], ranges: list[Tensor]) -> list[Tensor]:
+    """Factors of each part's channels, float64; 1 for dead channels and for fixed parts."""
+    wanted = [
+        torch.where(r > 0, r**-EXPONENT / (r ** (1 - EXPONENT)).amax(), 0.0)  # largest range: 1
+        for r in ranges
+    ]
+    fixed = [r.amax() for part, r in zip(parts, ranges, strict=True) if not part.readers]
+    live = torch.cat([w[w > 0] for w in wanted])
+    level = max(fixed) if fixed and max(fixed) > 0 else 1 / _mean(live)
+    return [
+        torch.where(w > 0, (w * level).clamp(1 / LARGEST, LARGEST), 1.0)
+        if part.readers
+        else torch.ones_like(w)
+        for part, w in zip(parts, wanted, strict=True)
+    ]
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Geometric mean of positive values; 1 of none."""
+    return values.log().mean().exp() if values.numel() else torch.ones((), dtype=torch.float64)
+
+
+def _described(layer: fx.Node, part: Part, before: Tensor, after: Tensor) -> Equalized:
+    live = before > 0
+    mean = _mean(before[live])
+    return Equalized(
+        layer.name,
+        (part.start, part.stop),
+        tuple(reader.name for reader, _ in part.readers),
+        float(before.amax() / mean),
+        float(after.amax() / _mean(after[live])),
+        tuple((~live).nonzero().flatten().tolist()),
+        tuple((before > OUTLIER * mean).nonzero().flatten().tolist()),
+    )
+
+
+def _scale_rows(layer: nn.Module, part: Part, scale: Tensor) -> None:
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    factors = torch.ones(layer.weight.shape[0], dtype=torch.float64)
+    factors[part.start : part.stop] = scale
+    shape = [-1] + [1] * (layer.weight.dim() - 1)
+    layer.weight = _scaled(layer.weight, factors.reshape(shape))
+    if layer.bias is not None:
+        layer.bias = _scaled(layer.bias, factors)
+
+
+def _scale_columns(layer: nn.Module, first: int, scale: Tensor) -> None:
+    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    weight = layer.weight
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    transposed = isinstance(layer, nn.ConvTranspose2d)
+    inputs = weight.shape[0] if transposed else weight.shape[1] * groups
+    factors = torch.ones(inputs, dtype=torch.float64)
+    factors[first : first + len(scale)] = scale
+    if transposed:
+        layer.weight = _scaled(weight, factors.reshape(-1, 1, 1, 1))
+        return
+    # Rows of one group read the channels of that group.
+    of_rows = factors.reshape(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1)
+    shape = (*weight.shape[:2], *[1] * (weight.dim() - 2))
+    layer.weight = _scaled(weight, of_rows.reshape(shape))
+
+
+def _scaled(parameter: Tensor, factors: Tensor) -> nn.Parameter:
+    """A new parameter: another layer may share the old one."""
+    scaled = (parameter.detach().double() * factors).to(parameter.dtype)
+    return nn.Parameter(scaled, requires_grad=False)
