@@ -13,7 +13,7 @@ import inspect
 import operator
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -34,6 +34,12 @@ from fuseq.program import Origin, Program
 from fuseq.quiet import quiet_torch
 from fuseq.source_lines import raising_line, recorded_line
 from fuseq.spelling import RULES
+
+LONGEST_SIZE = 100
+"""Arithmetic operations in one size beyond which export takes minutes to reason about it.
+
+Padding to "same" at each stride triples them: a network that does so five times has 1000.
+"""
 
 Exported: TypeAlias = tuple[torch.export.ExportedProgram, set[torch.dtype]]
 """A functional export, and the precisions below the model's that it asks for."""
@@ -211,24 +217,38 @@ def _branches(
 def _run_export(
     model: nn.Module, inputs: tuple[Tensor, ...], probes: Sequence[tuple[int, ...]]
 ) -> Exported:
-    """Export with the sizes free that differ in the probes, if that succeeds; else with none."""
-    auto = torch.export.Dim.AUTO
-    free = tuple(
-        {dim: auto for dim, size in enumerate(x.shape) if probe[dim] != size}
-        for x, probe in zip(inputs, probes, strict=True)
-    )
-    if any(free):
-        # A size of one would be baked in, so a batch of two is recorded.
-        pairs = tuple(
-            torch.cat([x, x]) if 0 in dims and x.shape[0] == 1 else x
-            for x, dims in zip(inputs, free, strict=True)
-        )
-        with contextlib.suppress(Exception):
-            return _exported(copy.deepcopy(model), pairs, _per_argument(model, free))
+    """Export with the sizes free that differ in the probes; else the batch, else none."""
+    pairs = list(zip(inputs, probes, strict=True))
+    differing = [{d for d, n in enumerate(x.shape) if n != probe[d]} for x, probe in pairs]
+    for free in (differing, [dims & {0} for dims in differing]):
+        if any(free):
+            with contextlib.suppress(Exception):
+                return _free_export(copy.deepcopy(model), inputs, free)
     try:
         return _exported(model, inputs, None)
     except Exception as error:
         raise _cannot_capture("torch.export", error) from error
+
+
+def _free_export(
+    model: nn.Module, inputs: tuple[Tensor, ...], free: Sequence[Collection[int]]
+) -> Exported:
+    for module in model.modules():
+        module.register_forward_hook(_require_short_sizes)
+    # A size of one would be baked in, so a batch of two is recorded.
+    larger = tuple(
+        torch.cat([x, x]) if 0 in dims and x.shape[0] == 1 else x
+        for x, dims in zip(inputs, free, strict=True)
+    )
+    dynamic = tuple(dict.fromkeys(sorted(dims), torch.export.Dim.AUTO) for dims in free)
+    return _exported(model, larger, _per_argument(model, dynamic))
+
+
+def _require_short_sizes(module: nn.Module, inputs: Any, output: Any) -> None:
+    sizes = output.shape if isinstance(output, Tensor) else ()
+    for size in sizes:
+        if isinstance(size, torch.SymInt) and size.node.expr.count_ops() > LONGEST_SIZE:
+            raise ValueError("sizes are long expressions of the input's")
 
 
 def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any) -> Exported:

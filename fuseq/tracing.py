@@ -21,7 +21,6 @@ from fuseq.errors import FuseqError, first_line
 from fuseq.fixed_size import FIXED, fold_sizes
 from fuseq.model_copy import copied, plain, require_copyable, traceable, untouched
 from fuseq.model_runs import (
-    SAME_OUTPUT,
     Run,
     Shapes,
     changed_sizes,
@@ -183,7 +182,8 @@ class _Trials:
             free = changed_sizes(self.first, run)
             if any(dim >= 2 for _, dim in free) and self._branches(recording):
                 continue
-            if _distance(recording, run) <= recording.tolerance:
+            apart = _distance(recording, run)
+            if apart is not None and apart <= recording.tolerance:
                 return free
         return ()
 
@@ -209,7 +209,10 @@ class _Trials:
             below = [list(x.shape) for x in self.first[0]]
             below[index][dim] = size - 1
             run = run_at(self._model, self.first[0], [tuple(shape) for shape in below])
-            if (index, dim) in found.free and run and _distance(found.recording, run) > SAME_OUTPUT:
+            if (index, dim) not in found.free or run is None:
+                continue
+            apart = _distance(found.recording, run)
+            if apart is None or apart > found.recording.tolerance:
                 name = found.recording.program.input_names[index]
                 notes += [f"below {size} of dimension {dim} of `{name}` the model branches: "
                           "the program is valid from there on"]  # fmt: skip
@@ -227,8 +230,8 @@ class _Trials:
         A program that raises at images of another parity makes no mistake there.
         """
         odd = self._run(-1, of_other_parity(self.first[0]))
-        apart = _distance(recording, odd) if odd else 0.0
-        return bool(recording.largest) or recording.tolerance < apart < float("inf")
+        apart = _distance(recording, odd) if odd else None
+        return bool(recording.largest) or (apart is not None and apart > recording.tolerance)
 
     def _run(self, key: int, shapes: Shapes) -> Run | None:
         if key not in self._runs:
@@ -239,12 +242,12 @@ class _Trials:
 # --- whether a recording is believed ------------------------------------------------------------
 
 
-def _distance(recording: Recording, run: Run) -> float:
-    """How far a recording's outputs are from the model's; infinite if it cannot run."""
+def _distance(recording: Recording, run: Run) -> float | None:
+    """How far a recording's outputs are from the model's; None if it cannot run."""
     try:
         return distance(verify.outputs(recording.program, run[0]), run[1])
     except Exception:
-        return float("inf")
+        return None
 
 
 def _require_same(front_end: str, recording: Recording, run: Run) -> None:

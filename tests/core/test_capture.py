@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -209,3 +210,29 @@ def test_a_branch_on_the_size_fixes_the_size(doubled: Callable[[int], bool]) -> 
     program = fuseq.capture(TwiceWhere(doubled), torch.rand(1, 3, 16, 16))
     assert program.origin.dynamic == ((0, 0),)
     assert "the program is valid at the captured image size only" in program.origin.notes
+
+
+class PaddingToSame(nn.Module):
+    """Strided convolutions padded as TensorFlow does, each by an amount that follows the size."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 3, stride=2) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            rows, columns = (max((math.ceil(n / 2) - 1) * 2 + 3 - n, 0) for n in x.shape[2:])
+            x = layer(F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)))
+        return x
+
+
+@pytest.mark.parametrize(("depth", "free"), [(2, ((0, 0), (0, 2), (0, 3))), (5, ((0, 0),))])
+def test_sizes_too_long_to_reason_about_are_fixed(
+    depth: int, free: tuple[tuple[int, int], ...]
+) -> None:
+    torch.manual_seed(0)
+    model = PaddingToSame(depth).eval()
+    program = fuseq.capture(model, torch.rand(1, 3, 33, 64))
+    assert (program.origin.front_end, program.origin.dynamic) == ("export", free)
+    x = torch.rand(3, 3, 33, 64)
+    torch.testing.assert_close(program(x), model(x))
