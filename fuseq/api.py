@@ -170,8 +170,12 @@ def fusion_error(
     before, after = before.twin(torch.float32), after.twin(torch.float32)
     floats = tuple(x.float() if x.is_floating_point() else x for x in probes[0])
     pairs = zip(verify.outputs(after, floats), verify.outputs(before, floats), strict=True)
-    error32 = max((float((a - b).abs().max()) for a, b in pairs), default=0.0)
+    error32 = max((_largest_difference(a, b) for a, b in pairs), default=0.0)
     return error64, error32, max(float32_bound(floats, before, after), default=0.0)
+
+
+def _largest_difference(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
 
 
 def fusion_warnings(before: Program, after: Program) -> list[dict[str, Any]]:

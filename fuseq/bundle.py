@@ -8,6 +8,7 @@ failure.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -24,6 +25,7 @@ from fuseq.errors import FuseqError
 if TYPE_CHECKING:
     from fuseq.equivalence.result import CheckResult
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 MANIFEST = "fuseq.json"
 SCHEMA = "fuseq/1"
 _VERSIONED = ("fuseq", "torch", "onnx", "onnxruntime", "onnxsim", "numpy")
@@ -111,7 +113,13 @@ def require_writable(out: Path, force: bool) -> None:
         FuseqError: FQ008 if `out` exists (and is no bundle to replace with `force`), or its parent
             cannot be written.
     """
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
+    try:
+        taken = out.is_symlink() or (out.exists() and not out.is_dir())
+    except OSError as error:
+        raise FuseqError(
+            "FQ008", f"cannot write to '{out}': {error.strerror}", fix="choose another -o"
+        ) from error
+    if taken:
         raise FuseqError("FQ008", f"'{out}' is not a directory", fix="choose another -o")
     if out.exists() and any(out.iterdir()):
         if not (out / MANIFEST).is_file():
@@ -151,6 +159,12 @@ def staged(out: Path, force: bool) -> Iterator[Path]:
         yield stage
         stage.chmod(0o755)
         _swap(stage, out)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise FuseqError(
+            "FQ008", f"cannot write '{out}': {error.strerror}", fix="make room, or another -o"
+        ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

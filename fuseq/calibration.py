@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from fuseq.target import Target
 from fuseq.user_code import load_function, missing, user_code
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+_ENDED = object()
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class CalibrationSource:
             batches = iter(self.batches())
         for _ in range(self.limit):
             with user_code(f"reading calibration data from {self.origin}"):
-                batch = next(batches, None)
-            if batch is None:
+                batch = next(batches, _ENDED)
+            if batch is _ENDED:
                 return
             yield batch
 
@@ -68,7 +71,7 @@ def load_calibration(source: str | None, target: Target, limit: int = 128) -> Ca
             `file.py`.
     """
     found = _open(source, target, limit)
-    if next(iter(found), None) is None:
+    if next(iter(found), _ENDED) is _ENDED:
         raise FuseqError(
             "FQ006",
             f"the calibration set {found.origin} is empty",
@@ -92,7 +95,7 @@ def _open(source: str | None, target: Target, limit: int) -> CalibrationSource:
     if source == "random":
         return CalibrationSource("random", lambda: _random(target), limit, True, limit)
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _folder(path, target, limit)
     if path.suffix == ".npz":
         return _arrays(path, target, limit)

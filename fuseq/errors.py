@@ -42,7 +42,11 @@ CODES: dict[str, tuple[str, int]] = {
 
 def first_line(error: BaseException) -> str:
     """First line of what an exception says, or its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    try:
+        said = str(error).strip()
+    except Exception:  # the user's own, whose __str__ fails
+        said = ""
+    return (said or type(error).__name__).splitlines()[0]
 
 
 class FuseqError(Exception):

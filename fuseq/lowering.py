@@ -102,7 +102,7 @@ def lower(
             if "int8" in files:
                 float_ops = target.runner(files["int8"]).float_ops()
             result = check_lowered(
-                start, program, before_data, target, files, _probes(data), evaluate
+                start, program, before_data, target, files, _probes(program, data), evaluate
             )
         write_golden(program, stage / "golden.npz")
         kinds["golden.npz"] = "golden"
@@ -132,5 +132,5 @@ def _repeatable(calibration: Iterable[Any] | None) -> Iterable[Any] | None:
     return list(calibration) if isinstance(calibration, Iterator) else calibration
 
 
-def _probes(data: Iterable[Any] | None) -> list[tuple[Tensor, ...]]:
-    return [] if data is None else list(itertools.islice(batches_of(data), CHECK_BATCHES))
+def _probes(program: Program, data: Iterable[Any] | None) -> list[tuple[Tensor, ...]]:
+    return [] if data is None else list(itertools.islice(batches_of(program, data), CHECK_BATCHES))

@@ -52,7 +52,7 @@ def describe_lowering(
         "notes": list(program.origin.notes),
         "warnings": fusion_warnings(captured, program),
         "passes": [{"name": r.name, "rewrites": r.rewrites} for r in program.history],
-        "calibration": None if calibration is None else describe_calibration(calibration),
+        "calibration": None if calibration is None else describe_calibration(program, calibration),
         "inputs": _interface(program, program.inputs(), program.input_names, integer_io),
         "outputs": _interface(program, program.outputs(), program.output_names, integer_io),
         "float_islands": islands,
@@ -64,10 +64,10 @@ def describe_lowering(
     }
 
 
-def describe_calibration(calibration: Iterable[Any]) -> dict[str, Any]:
+def describe_calibration(program: Program, calibration: Iterable[Any]) -> dict[str, Any]:
     """Origin, number of batches and a sha256 over their shapes, dtypes and values, in order."""
     digest, count = hashlib.sha256(), 0
-    for batch in batches_of(calibration):
+    for batch in batches_of(program, calibration):
         count += 1
         for tensor in batch:
             digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())

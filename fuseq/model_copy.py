@@ -49,6 +49,12 @@ def require_copyable(model: nn.Module) -> None:
                 fix="pass the float model: fuseq.quantize and fuseq.lower choose the integers",
             )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise FuseqError(
+                "FQ101",
+                f"`{name}` is on the meta device: it has no values",
+                fix="load the weights: --weights FILE",
+            )
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise FuseqError(

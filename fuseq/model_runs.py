@@ -101,6 +101,13 @@ def tensors(result: Any) -> list[Tensor]:
             f"forward returns {', '.join(others) or 'nothing'} where a tensor is needed",
             fix="wrap the model in a module that returns its tensors only",
         )
+    sparse = next((leaf for leaf in leaves if leaf.layout != torch.strided), None)
+    if sparse is not None:
+        raise FuseqError(
+            "FQ101",
+            f"forward returns a tensor of layout {sparse.layout}",
+            fix="return a dense one: y.to_dense()",
+        )
     return leaves
 
 

@@ -93,12 +93,20 @@ def _build(name: str, module: ModuleType, factory: Any, arguments: Mapping[str, 
     if isinstance(factory, nn.Module) and not arguments:
         return factory
     try:
-        inspect.signature(factory).bind(**arguments)
+        signature = inspect.signature(factory)
+        signature.bind(**arguments)
+    except ValueError as error:  # a class or function written in C
+        raise FuseqError(
+            "FQ003",
+            f"'{name}' is no factory",
+            why=str(error),
+            fix="name a Python function or class",
+        ) from error
     except TypeError as error:
         raise FuseqError(
             "FQ007",
             f"the factory '{name}' does not take these arguments: {error}",
-            why=f"its signature is {inspect.signature(factory)}",
+            why=f"its signature is {signature}",
             fix="--arg name=value, once for each argument",
         ) from error
     with user_code(f"the factory '{name}'", module):
@@ -117,7 +125,14 @@ def _example_inputs(
 ) -> tuple[Tensor, ...]:
     if shapes:
         generator = torch.Generator().manual_seed(0)
-        parsed = dict(_parse_shape(text, index) for index, text in enumerate(shapes))
+        named = [_parse_shape(text, index) for index, text in enumerate(shapes)]
+        parsed = dict(named)
+        if len(parsed) < len(named):
+            raise FuseqError(
+                "FQ005",
+                f"--input names one input twice: {', '.join(shapes)}",
+                fix="give each input once: --input x:1x3x64x64 --input y:1x1x64x64",
+            )
         try:
             values = {key: torch.rand(shape, generator=generator) for key, shape in parsed.items()}
         except (RuntimeError, TypeError) as error:
@@ -160,7 +175,7 @@ def _in_order(model: nn.Module, values: Mapping[str, Tensor]) -> tuple[Tensor, .
     """Inputs by name, or by position where the name is a number, as arguments of `forward`."""
     names = list(inspect.signature(model.forward).parameters)
     place = {name: index for index, name in enumerate(names)}
-    place |= {key: int(key) for key in values if key.isdigit()}
+    place |= {key: int(key) for key in values if key.isdecimal()}
     unknown = [key for key in values if key not in place]
     if unknown or sorted(place[key] for key in values) != list(range(len(values))):
         raise FuseqError(

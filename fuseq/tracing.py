@@ -72,11 +72,27 @@ def capture(
         raise FuseqError(
             "FQ005", "example inputs must be tensors", fix="pass a tensor or a tuple of tensors"
         )
+    _require_values(inputs)
     require_copyable(model)
     front_ends = ("fx", "export") if front_end == "auto" else (front_end,)
     with torch.random.fork_rng(devices=()), untouched(model):
         given = tuple(x.detach().clone() for x in inputs)
         return _captured(model, given, front_ends, other_shapes(given) if dynamic else [])
+
+
+def _require_values(inputs: tuple[Tensor, ...]) -> None:
+    for index, x in enumerate(inputs):
+        if x.layout != torch.strided or x.is_meta:
+            fault = f"is on {x.device} and {x.layout}, not dense"
+        elif not x.numel():
+            fault = f"of shape {'x'.join(map(str, x.shape))} is empty"
+        elif not torch.isfinite(x).all():
+            fault = "has values that are not finite"
+        else:
+            continue
+        raise FuseqError(
+            "FQ005", f"example input {index} {fault}", fix="a tensor such as the model sees"
+        )
 
 
 def _captured(

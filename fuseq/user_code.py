@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fuseq.errors import FuseqError
+from fuseq.errors import FuseqError, first_line
 from fuseq.plugins import did_you_mean
 
 STUBS = {
@@ -64,13 +65,13 @@ def _better_use(name: str) -> str | None:
     path = Path(name)
     if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
         return f"weights go with the model that has them: model.py --weights {name}"
-    if path.suffix == ".onnx" or (path / "fuseq.json").is_file():
+    if path.suffix == ".onnx" or os.path.isfile(path / "fuseq.json"):
         return "an artifact can be inspected and checked, not fused or lowered"
     return f"name the factory: {name}:get_model" if name.replace(".", "").isidentifier() else None
 
 
 def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):
         siblings = [str(p) for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         guess = did_you_mean(str(path), siblings)
         raise FuseqError("FQ001", f"no file '{path}'", fix=guess or f"ls {path.parent}")
@@ -151,12 +152,12 @@ def user_code(doing: str, module: ModuleType | None = None) -> Iterator[None]:
     except FuseqError:
         raise
     except (Exception, SystemExit) as error:
-        text = str(error).strip()
+        said = first_line(error)
         raise FuseqError(
             "FQ003",
             f"{doing} raised {type(error).__name__}",
             where=_line_of(error, getattr(module, "__file__", None)),
-            why=text.splitlines()[0] if text else None,
+            why=said if said != type(error).__name__ else None,
             fix="mend the line; --debug shows the whole traceback",
         ) from error
 

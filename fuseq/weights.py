@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,7 +48,15 @@ def load_weights(model: nn.Module, file: Path) -> None:
             ),
             fix="build the model that these weights were saved from: --arg name=value",
         )
-    model.load_state_dict(held)
+    try:
+        model.load_state_dict(held)
+    except RuntimeError as error:
+        raise FuseqError(
+            "FQ004",
+            f"the values in '{file}' cannot be copied into the model",
+            why=str(error).strip().splitlines()[-1].strip(),
+            fix="save dense tensors of numbers: model.state_dict() on the CPU",
+        ) from error
 
 
 def _shape(tensor: Tensor) -> str:
@@ -55,7 +64,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise FuseqError("FQ004", f"no weights file '{file}'", fix=f"ls {file.parent}")
     try:
         if file.suffix == ".safetensors":
@@ -71,7 +80,9 @@ def _read(file: Path) -> dict[str, Tensor]:
             fix="save tensors only: safetensors.torch.save_file(model.state_dict(), FILE)",
         ) from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(x, Tensor) for x in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(x, Tensor) for key, x in content.items()
+    ):
         raise FuseqError(
             "FQ004",
             f"'{file}' holds no state dict",

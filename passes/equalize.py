@@ -34,7 +34,7 @@ from fuseq import ops
 from fuseq.affine.refusal import Refusal, RefusedError
 from fuseq.errors import FuseqError
 from fuseq.program import Program
-from fuseq.quant.calibrate import batches_of, require_fit
+from fuseq.quant.calibrate import batches_of
 from fuseq.requirements import batch_norms_folded, not_legalized
 
 EXPONENT = 2 / 3
@@ -271,13 +271,9 @@ def _measured(
     """Largest magnitude of each channel, float64 `[channels]`, over all batches."""
     watcher = _Watcher(program, watched)
     count = 0
-    double = program.example_inputs[0].dtype == torch.float64  # the pipeline proves on such a twin
     with torch.no_grad():
-        for count, batch in enumerate(batches_of(data), start=1):
-            if double:
-                batch = tuple(x.double() if x.is_floating_point() else x for x in batch)
-            require_fit(program, batch, count)
-            watcher.run(*batch[: len(program.example_inputs)])
+        for count, batch in enumerate(batches_of(program, data), start=1):
+            watcher.run(*batch)
             if progress:
                 progress(count)
     if not count:

@@ -31,7 +31,7 @@ import fuseq
 from fuseq import ops
 from fuseq.errors import FuseqError
 from fuseq.program import Program
-from fuseq.quant.calibrate import batches_of, require_fit
+from fuseq.quant.calibrate import batches_of
 
 KEPT_BYTES = 2**30
 """Values of waiting batches that may be kept between levels."""
@@ -84,8 +84,7 @@ class RecalibrateBatchNorm(fuseq.Pass):
     def _data(self, program: Program) -> list[tuple[Tensor, ...]]:
         assert self.calibration is not None
         data: list[tuple[Tensor, ...]] = []
-        for batch in batches_of(self.calibration):
-            require_fit(program, batch, len(data) + 1)
+        for batch in batches_of(program, self.calibration):
             data.append(batch)
             if len(data) == self.batches:
                 break

@@ -15,6 +15,7 @@ from fuseq.backend import Artifact, Backend, Refusal, Runner, Tool
 from fuseq.backends.onnx import foreign
 from fuseq.backends.onnx.emit import to_onnx
 from fuseq.backends.onnx.float_ops import FLOAT_OPS
+from fuseq.backends.onnx.graph import DTYPES
 from fuseq.backends.onnx.runner import OrtRunner, has_exact_u8s8
 from fuseq.backends.onnx.sized_ops import SIZED_OPS
 from fuseq.errors import FuseqError, first_line
@@ -76,6 +77,11 @@ class OnnxBackend(Backend):
     def refusals(self, program: Program) -> list[Refusal]:
         """Nodes neither our table nor torch's exporter can write."""
         found = []
+        for node in program.outputs():
+            dtype = str(node.meta["dtype"]).removeprefix("torch.")
+            if dtype not in DTYPES:
+                reason = f"an output of {dtype}, which the file has no place for"
+                found.append(Refusal(node.name, program.source(node), reason, "return y.float()"))
         for node in program.graph.nodes:
             name = ops.name_of(program, node)
             if name == "avg_pool" and _hangs_over(node) and program.quantization is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,7 @@ def inspect(
         FuseqError: FQ013 for a file or bundle that cannot be read; for a model as `load_target`
             and `fuseq.capture` raise.
     """
-    if (Path(target) / MANIFEST).is_file():
+    if os.path.isfile(Path(target) / MANIFEST):
         return _bundle(Path(target))
     if target.endswith(".onnx"):
         return _onnx(Path(target), graph)
@@ -64,6 +65,8 @@ def _onnx(path: Path, graph: bool) -> Result:
         raise FuseqError(
             "FQ013", f"cannot read '{path}'", why=first_line(error), fix="is it an ONNX file?"
         ) from error
+    if not model.HasField("graph"):
+        raise FuseqError("FQ013", f"'{path}' holds no graph", fix="is it an ONNX file?")
     held = {tensor.name for tensor in model.graph.initializer}
     found = {
         "kind": "onnx",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -170,7 +171,7 @@ def check(
 def _side(source: Source) -> Any:
     """What `fuseq.check` compares: a path of a file or bundle, or a model as a program."""
     path = Path(source.target)
-    if (path / MANIFEST).is_file() or (path.exists() and path.suffix != ".py"):
+    if os.path.isfile(path / MANIFEST) or (os.path.exists(path) and path.suffix != ".py"):
         return path
     target = source.load()
     return fuseq.capture(target.model, target.example_inputs)

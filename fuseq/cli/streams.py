@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -66,7 +66,7 @@ def answer(command: str, work: Callable[[], Result], *, as_json: bool, debug: bo
         debug: print the traceback of a coded error too.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _exits_told():
             result = work()
     except FuseqError as error:
         if debug:
@@ -87,6 +87,21 @@ def answer(command: str, work: Callable[[], Result], *, as_json: bool, debug: bo
     else:
         _print(result.text, sys.stdout)
     raise typer.Exit(0 if result.passed else GATE_FAILED)
+
+
+@contextlib.contextmanager
+def _exits_told() -> Iterator[None]:
+    """Only what the user's code calls can want to end the process: say where."""
+    try:
+        yield
+    except SystemExit as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise FuseqError(
+            "FQ003",
+            f"the process was to end with status {error.code}",
+            where=f"{frame.filename}:{frame.lineno}: {frame.line}",
+            fix="raise an exception instead of calling sys.exit",
+        ) from error
 
 
 def _fields(error: FuseqError) -> dict[str, str | None]:

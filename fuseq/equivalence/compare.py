@@ -44,7 +44,7 @@ def exact(
     """
     limits = max_rel if isinstance(max_rel, Sequence) else [max_rel] * len(reference)
     absolute, relative, allowed = 0.0, 0.0, max(limits, default=0.0)
-    passed, closest = True, 0.0
+    passed, closest = any(y.size for y in reference), 0.0
     for (a, b), limit in zip(_pairs(reference, candidate), limits, strict=True):
         difference = _largest(b - a)
         error = difference / max(_largest(a), 1e-300)

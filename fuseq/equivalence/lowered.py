@@ -365,4 +365,9 @@ def _largest_step(ours: np.ndarray, theirs: np.ndarray) -> int:
 def _run(model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> list[np.ndarray]:
     with torch.no_grad():
         leaves = pytree.tree_leaves(model(*inputs))
-    return [leaf.numpy() for leaf in leaves if isinstance(leaf, Tensor)]
+    return [_array(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A tensor's values; numpy has no bfloat16."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from fuseq.equivalence.compare import (
 )
 from fuseq.equivalence.result import Check, CheckResult, Divergence
 from fuseq.equivalence.sides import Side, side_of, tensors
-from fuseq.errors import FuseqError
+from fuseq.errors import FuseqError, first_line
 from fuseq.rounding import float32_bound
 
 
@@ -55,6 +56,8 @@ def check(
     checks: list[Check] = []
     first: Divergence | None = None
     for number, batch in enumerate(inputs if inputs is not None else [_inputs(a, b)]):
+        for side in (a, b):
+            _require_fit(side, tuple(batch))
         checks.append(_compare(a, b, tuple(batch), number, min_sqnr_db, max_rel))
         if first is None and not checks[-1].passed and a.integers and b.integers:
             first = _first_divergence(a, b, tuple(batch))
@@ -72,12 +75,12 @@ def _compare(
     pair = f"{a.name} <-> {b.name}"
     note = "; ".join(dict.fromkeys(n for n in (a.note, b.note) if n))
     if a.integers and b.integers:
-        ours, theirs = a.integers(*batch), b.integers(*batch)
+        ours, theirs = _ran(a, a.integers, batch), _ran(b, b.integers, batch)
         common = [name for name in ours if name in theirs]
         if common:
             left, right = [ours[n] for n in common], [theirs[n] for n in common]
             return parity(f"parity-{number}", pair, left, right, note=note)
-    expected, actual = a.run(*batch), b.run(*batch)
+    expected, actual = _ran(a, a.run, batch), _ran(b, b.run, batch)
     if len(expected) != len(actual):
         raise FuseqError(
             "FQ009",
@@ -98,6 +101,43 @@ def _float32_limits(
     if a.program is None or b.program is None:
         return FLOAT32_FORMS
     return relative_limits(float32_bound(tensors(batch), a.program, b.program), expected)
+
+
+def _require_fit(side: Side, batch: tuple[np.ndarray, ...]) -> None:
+    """Refuse inputs a side does not take (FQ005), or that hold nothing to compare (FQ009)."""
+    shown = ", ".join("x".join(map(str, x.shape)) or "a number" for x in batch) or "nothing"
+    if any(not x.size for x in batch):
+        raise FuseqError("FQ009", f"the inputs hold no values: {shown}", fix="give a batch of one")
+    if not all(np.isfinite(x).all() for x in batch):
+        raise FuseqError("FQ005", "the inputs hold values that are not finite", fix="look for NaN")
+    fits = len(batch) == len(side.shapes) and all(
+        len(shape) == x.ndim and all(n in (None, m) for n, m in zip(shape, x.shape, strict=True))
+        for shape, x in zip(side.shapes, batch, strict=False)
+    )
+    if side.shapes and not fits:
+        wanted = ["x".join("?" if n is None else str(n) for n in shape) for shape in side.shapes]
+        raise FuseqError(
+            "FQ005",
+            f"{side.name} does not take inputs of {shown}",
+            why=f"it takes {', '.join(wanted)}",
+            fix="one array for each input, in order; --inputs FILE.npz",
+        )
+
+
+def _ran(side: Side, run: Callable[..., Any], batch: tuple[np.ndarray, ...]) -> Any:
+    """What a side gives; FQ005 if it cannot run on these inputs."""
+    try:
+        return run(*batch)
+    except FuseqError:
+        raise
+    except Exception as error:
+        shown = ", ".join("x".join(map(str, x.shape)) for x in batch)
+        raise FuseqError(
+            "FQ005",
+            f"{side.name} cannot run on inputs of {shown}",
+            why=first_line(error),
+            fix="inputs of sizes that both sides take",
+        ) from error
 
 
 def _first_divergence(a: Side, b: Side, batch: tuple[np.ndarray, ...]) -> Divergence | None:
@@ -126,7 +166,13 @@ def _inputs(a: Side, b: Side) -> tuple[np.ndarray, ...]:
 
 def _check_golden(thing: object) -> CheckResult:
     """A bundle's file on this machine's runtime, against the outputs recorded when it was made."""
-    bundle = thing if isinstance(thing, Bundle) else read_bundle(Path(str(thing)))
+    if not isinstance(thing, str | Path | Bundle):
+        raise FuseqError(
+            "FQ009",
+            "a model alone has nothing to be compared with",
+            fix="give two: fuseq check model.py build/model; a bundle alone has golden outputs",
+        )
+    bundle = thing if isinstance(thing, Bundle) else read_bundle(Path(thing))
     side = side_of(bundle)
     golden = bundle.file("golden")
     assert golden is not None

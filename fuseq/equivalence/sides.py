@@ -7,6 +7,7 @@ side with integer inputs quantizes them on the grid its manifest states.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def side_of(thing: object) -> Side:
         return _bundle_side(thing)
     if isinstance(thing, str | Path):
         path = Path(thing)
-        if (path / MANIFEST).is_file():
+        if os.path.isfile(path / MANIFEST):
             return _bundle_side(read_bundle(path))
         return _file_side(path)
     raise FuseqError(
@@ -121,7 +122,7 @@ def _file_side(
     name: str = "",
     interface: Interface | None = None,
 ) -> Side:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FuseqError("FQ013", f"'{path}' is no file and no bundle", fix="check the path")
     known = plugins.available("runners")
     kind = path.suffix.removeprefix(".")

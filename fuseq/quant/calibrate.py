@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,18 +15,70 @@ from fuseq.quant.observer import OBSERVERS, Observer
 from fuseq.quant.structure import Structure, bounds
 
 
-def batches_of(data: Iterable[Any]) -> Iterable[tuple[Tensor, ...]]:
-    """Batches as tuples of input tensors, whatever the loader gives.
+def batches_of(program: Program, data: Iterable[Any]) -> Iterator[tuple[Tensor, ...]]:
+    """Batches as tuples of a program's inputs, whatever the loader gives.
 
-    A batch is a tensor, a tuple or list that starts with the inputs, or a dict of tensors.
+    Args:
+        program: gives names, shapes and dtypes of its inputs, and which sizes are free.
+        data: batches: a tensor, a tuple or list that starts with the inputs (labels after them are
+            left out), or a dict that has them by name.
+
+    Raises:
+        FuseqError: FQ006 for a batch that does not fit.
     """
-    for batch in data:
-        if isinstance(batch, Tensor):
-            yield (batch,)
-        elif isinstance(batch, dict):
-            yield tuple(batch.values())
-        else:
-            yield tuple(batch)
+    for number, batch in enumerate(data, start=1):
+        tensors = _inputs(program, batch, number)
+        _require_fit(program, tensors, number)
+        yield tensors
+
+
+def _inputs(program: Program, batch: Any, number: int) -> tuple[Tensor, ...]:
+    names = program.input_names
+    if isinstance(batch, Tensor):
+        batch = (batch,)
+    if isinstance(batch, Mapping):
+        if not all(name in batch for name in names):
+            held = ", ".join(map(str, batch)) or "nothing"
+            raise _unfit(number, f"has {held}, the program takes {', '.join(names)}")
+        batch = tuple(batch[name] for name in names)
+    if not isinstance(batch, tuple | list):
+        raise _unfit(number, f"is a {type(batch).__name__}, not tensors")
+    if len(batch) < len(names):
+        raise _unfit(number, f"has {len(batch)} tensors, the program takes {len(names)}")
+    for value in batch[: len(names)]:
+        if not isinstance(value, Tensor):
+            raise _unfit(number, f"has a {type(value).__name__} where a tensor is needed")
+        if value.layout != torch.strided or value.is_meta:
+            raise _unfit(number, f"has a tensor on {value.device}, {value.layout}, not a dense one")
+    return tuple(
+        # A float64 twin, on which the pipeline proves a pass, takes the data of its original.
+        x.detach().double() if (x.dtype, y.dtype) == (torch.float32, torch.float64) else x.detach()
+        for x, y in zip(batch, program.example_inputs, strict=False)
+    )
+
+
+def _require_fit(program: Program, batch: tuple[Tensor, ...], number: int) -> None:
+    for index, (x, example) in enumerate(zip(batch, program.example_inputs, strict=True)):
+        free = {d for i, d in program.origin.dynamic if i == index}
+        fits = x.dim() == example.dim() and all(
+            d in free or x.shape[d] == example.shape[d] for d in range(x.dim())
+        )
+        if not fits or x.dtype != example.dtype:
+            raise _unfit(
+                number,
+                f"has shape {tuple(x.shape)} and {x.dtype}, "
+                f"the program takes {tuple(example.shape)} and {example.dtype}",
+            )
+        if not x.numel():
+            raise _unfit(number, f"is empty: its shape is {tuple(x.shape)}")
+
+
+def _unfit(number: int, how: str) -> FuseqError:
+    return FuseqError(
+        "FQ006",
+        f"calibration batch {number} {how}",
+        fix="yield what example_inputs() returns: a float32 tensor, or a tuple of one per input",
+    )
 
 
 def calibrate(
@@ -60,9 +112,8 @@ def calibrate(
     watcher = _Watcher(program, structure, observers)
     count = 0
     with torch.no_grad():
-        for count, batch in enumerate(batches_of(data), start=1):
-            require_fit(program, batch, count)
-            watcher.run(*batch[: len(program.example_inputs)])
+        for count, batch in enumerate(batches_of(program, data), start=1):
+            watcher.run(*batch)
             if progress:
                 progress(count)
     if not count:
@@ -119,35 +170,3 @@ def used_interval(node: fx.Node, structure: Structure) -> tuple[float, float] | 
         for user in others
     ]
     return min(low for low, _ in cut), max(high for _, high in cut)
-
-
-def require_fit(program: Program, batch: tuple[Tensor, ...], number: int) -> None:
-    """Refuse a batch the program cannot take.
-
-    Args:
-        program: gives shapes and dtypes, and which sizes are free.
-        batch: tensors; those beyond the program's inputs (labels) are ignored.
-        number: of the batch, for the message.
-
-    Raises:
-        FuseqError: FQ006.
-    """
-    if len(batch) < len(program.example_inputs):
-        raise FuseqError(
-            "FQ006",
-            f"calibration batch {number} has {len(batch)} tensors, "
-            f"the program takes {len(program.example_inputs)}",
-            fix="yield a tuple with one tensor per input",
-        )
-    for index, (x, example) in enumerate(zip(batch, program.example_inputs, strict=False)):
-        free = {d for i, d in program.origin.dynamic if i == index}
-        fits = x.dim() == example.dim() and all(
-            d in free or x.shape[d] == example.shape[d] for d in range(x.dim())
-        )
-        if not fits or x.dtype != example.dtype:
-            raise FuseqError(
-                "FQ006",
-                f"calibration batch {number} has shape {tuple(x.shape)} and {x.dtype}, "
-                f"the program takes {tuple(example.shape)} and {example.dtype}",
-                fix="yield batches shaped like example_inputs(), float32",
-            )
