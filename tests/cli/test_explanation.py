@@ -43,7 +43,7 @@ class Net(nn.Module):
 
 def get_model(depth=1):
     torch.manual_seed(0)
-    return Net(depth)
+    return Net(depth).eval()
 
 
 def example_inputs():
