@@ -9,7 +9,8 @@ Batches are pooled by Chan's update (Chan, Golub, LeVeque 1983), in float64:
     n = a + b,  d = mean_b - mean_a,  mean = mean_a + d b/n,  M2 = M2_a + M2_b + d^2 a b / n
 
 so the result is that of the whole set whatever the batch size. (Averaging per-batch variances, as
-is common, loses the spread of the batch means.)
+is common, loses the spread of the batch means.) A norm that is called several times gets the
+statistics of each call's own input: what each call normalizes by in training.
 
 A norm's input depends on the norms before it. They are therefore recomputed level by level: norms
 that no other pending norm feeds, over all the data, then those behind them. What results is the
@@ -123,8 +124,9 @@ class _Pool:
                 f"{where} sees a single value per channel: a variance needs two",
                 fix="give more calibration images",
             )
-        norm.running_mean.copy_(self.mean)
-        norm.running_var.copy_(self.squares / (self.count - 1))
+        # New tensors: another call of the same norm shares the old ones, and has its own input.
+        norm.running_mean = self.mean.to(norm.running_mean.dtype)
+        norm.running_var = (self.squares / (self.count - 1)).to(norm.running_var.dtype)
 
 
 class _Sweep:

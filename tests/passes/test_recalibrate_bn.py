@@ -242,3 +242,65 @@ def test_refuses_a_single_value_per_channel() -> None:
 def test_a_program_without_norms_is_left_alone() -> None:
     program = fuseq.capture(nn.Conv2d(3, 4, 3), images(2))
     assert recalibrated(program, [images()]).history[-1].rewrites == 0
+
+
+class SharedNorm(nn.Module):
+    """One norm on two different inputs: in training each call has its own batch statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3, momentum=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(F.relu(self.norm(x)) * 3 + self.conv(x) + 1)
+        return y
+
+
+@pytest.mark.parametrize("front_end", ["fx", "export"])
+@pytest.mark.parametrize("batch_size", [1, 4, 10])
+def test_each_call_of_a_shared_norm_gets_its_own_statistics(
+    front_end: str, batch_size: int
+) -> None:
+    model, x = perturbed(SharedNorm()).double(), images().double()
+    program = fuseq.capture(model, x[:2], front_end=front_end)
+    result = recalibrated(program, torch.split(x, batch_size))
+    # In training mode, over the whole set at once, each call normalizes by its own statistics:
+    # by the biased variance, where running statistics hold the unbiased one.
+    values = x.numel() / 3
+    expected = whole_set_output(model, x, values / (values - 1))
+    torch.testing.assert_close(result(x), expected, rtol=1e-10, atol=1e-10)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def whole_set_output(model: nn.Module, x: Tensor, correction: float) -> Tensor:
+    """Output in training mode on the whole set, each variance as torch keeps it."""
+    norm = copy.deepcopy(model.norm)
+    assert isinstance(norm, nn.BatchNorm2d)
+
+    def normalize(y: Tensor) -> Tensor:
+        mean, var = y.mean((0, 2, 3)), y.var((0, 2, 3), correction=0) * correction
+        return F.batch_norm(y, mean, var, norm.weight, norm.bias, eps=norm.eps)
+
+    with torch.no_grad():
+        assert isinstance(model.conv, nn.Conv2d)
+        return normalize(F.relu(normalize(x)) * 3 + model.conv(x) + 1)
+
+
+def test_stale_statistics_are_mended() -> None:
+    """A network moved to data of another brightness comes back to what batch statistics give."""
+    model = perturbed(Branchy()).double()
+    x = images(16).double() * 4 + 7
+    program = fuseq.capture(model, x[:2])
+    with torch.no_grad():
+        fresh = copy.deepcopy(model).train()(x)
+    stale = (program(x) - fresh).norm() / fresh.norm()
+    mended = (recalibrated(program, torch.split(x, 5))(x) - fresh).norm() / fresh.norm()
+    assert stale > 0.3
+    assert mended < 2e-3  # the unbiased variance against the biased one of 864 values
+
+
+def test_norms_without_running_statistics_are_left_alone() -> None:
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    program = fuseq.capture(nn.Sequential(nn.Conv2d(3, 4, 3), norm), images(2))
+    assert recalibrated(program, [images()]).history[-1].rewrites == 0
