@@ -17,6 +17,7 @@ from fuseq.errors import FuseqError
 from fuseq.macs import total_macs
 from fuseq.pass_spec import parse_passes, with_options
 from fuseq.program import Program
+from fuseq.quant.calibrate import repeatable
 from fuseq.rewrite import Pass, Pipeline, split_by_promise
 from fuseq.rounding import float32_bound
 from fuseq.statistics import statistics_warnings
@@ -42,7 +43,8 @@ def fuse(
         model: any module, or a program captured before.
         example_inputs: what to capture it with; not needed for a program.
         passes: the float pipeline; put `recalibrate-bn` first to refresh stale statistics.
-        calibration: data for passes that need some.
+        calibration: data for passes that need some, read several times; an iterator is read into
+            memory first.
         front_end: as `fuseq.capture`.
         prove: hold every pass to its promise.
         progress: called as stages advance.
@@ -56,7 +58,7 @@ def fuse(
     """
     start = time.perf_counter()
     before = captured(model, example_inputs, front_end, progress)
-    steps = parse_passes(passes, calibration=calibration)
+    steps = parse_passes(passes, calibration=repeatable(calibration))
     program = run_passes(steps, before, progress, prove)
     if progress:
         progress("check", 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fuseq.fixed_size import at_captured_size
 from fuseq.manifest import describe_lowering, write_golden
 from fuseq.pass_spec import parse_passes, with_options
 from fuseq.program import Program
-from fuseq.quant.calibrate import batches_of
+from fuseq.quant.calibrate import batches_of, repeatable
 from fuseq.rewrite import Pass
 
 CHECK_BATCHES = 2
@@ -69,7 +69,7 @@ def lower(
     out = Path(out)
     require_writable(out, force)
     target = plugins.load("backends", backend)() if isinstance(backend, str) else backend
-    data = _repeatable(calibration)
+    data = repeatable(calibration)
     start = captured(model, example_inputs, progress=progress, dynamic=not target.fixed_size)
     if target.fixed_size and start.origin.dynamic and start.quantization is None:
         start = at_captured_size(start)
@@ -125,11 +125,6 @@ def _steps(
         target.pipeline if passes is None else passes, profile=target.profile, calibration=data
     )
     return with_options(steps, "quantize", observer=observer) if observer else steps
-
-
-def _repeatable(calibration: Iterable[Any] | None) -> Iterable[Any] | None:
-    """Data that can be read more than once: a loader as it is, an iterator as a list."""
-    return list(calibration) if isinstance(calibration, Iterator) else calibration
 
 
 def _probes(program: Program, data: Iterable[Any] | None) -> list[tuple[Tensor, ...]]:

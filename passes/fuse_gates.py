@@ -14,6 +14,7 @@ one), or where a concat disappears. The block is a fact of the target's profile,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -177,6 +178,7 @@ def _refused(program: Program, gate: Gate, code: str, reason: str, fix: str = ""
 
 
 def _gates(program: Program) -> Iterator[Gate]:
+    neighbours = _neighbours(program)
     for product in program.graph.nodes:
         if ops.name_of(program, product) != "mul" or len(product.all_input_nodes) != 2:
             continue
@@ -184,7 +186,7 @@ def _gates(program: Program) -> Iterator[Gate]:
         if first is None or second is None or first.conv is second.conv:
             continue
         if first.conv.all_input_nodes == second.conv.all_input_nodes:
-            yield _gate(program, product, first, second)
+            yield _gate(product, first, second, neighbours)
 
 
 def _factor(program: Program, operand: fx.Node) -> Factor | None:
@@ -195,22 +197,27 @@ def _factor(program: Program, operand: fx.Node) -> Factor | None:
 
 
 def _is_conv(program: Program, node: fx.Node) -> bool:
-    return ops.name_of(program, node) == "conv2d"
+    return ops.name_of(program, node) == "conv2d" and len(program.shape(node)) == 4
 
 
-def _gate(program: Program, product: fx.Node, first: Factor, second: Factor) -> Gate:
+def _neighbours(program: Program) -> frozenset[tuple[fx.Node, fx.Node]]:
+    """Pairs of values that some concat of channels takes one after the other."""
+    concats = [n for n in program.graph.nodes if ops.name_of(program, n) == "concat"]
+    operands: list[Any] = [n.args[0] for n in concats if n.kwargs["dim"] == 1]
+    return frozenset(pair for values in operands for pair in itertools.pairwise(values))
+
+
+def _gate(
+    product: fx.Node,
+    first: Factor,
+    second: Factor,
+    neighbours: frozenset[tuple[fx.Node, fx.Node]],
+) -> Gate:
     shared = [(first.conv, second.conv)]
     for a, b in zip(first.values[1:], second.values[1:], strict=False):
         if a.op == "call_module" or (a.target, a.kwargs) != (b.target, b.kwargs):
             break
         shared.append((a, b))
-    concats = [n for n in program.graph.nodes if ops.name_of(program, n) == "concat"]
-    neighbours = {
-        pair
-        for concat in concats
-        if concat.kwargs["dim"] == 1
-        for pair in zip(concat.args[0][:-1], concat.args[0][1:], strict=True)
-    }
     if any((b, a) in neighbours for a, b in shared):
         first, second = second, first
         shared = [(b, a) for a, b in shared]
@@ -261,7 +268,7 @@ def _aligned(a: nn.Conv2d, b: nn.Conv2d, axis: int) -> bool:
 def _merge(program: Program, gate: Gate) -> MergedGate:
     a, b = _layers(program, gate)
     pair = (gate.first.conv, gate.second.conv)
-    anchor = next(node for node in program.graph.nodes if node in pair)
+    anchor = min(pair)
     name = f"{gate.first.conv.target}_and_{str(gate.second.conv.target).rpartition('.')[2]}"
     wide = program.insert_module(name, _wide(a, b), anchor, *anchor.all_input_nodes)
     batch, _, height, width = program.shape(anchor)

@@ -81,6 +81,11 @@ def _unfit(number: int, how: str) -> FuseqError:
     )
 
 
+def repeatable(data: Iterable[Any] | None) -> Iterable[Any] | None:
+    """Data that can be read more than once: a loader as it is, an iterator as a list."""
+    return list(data) if isinstance(data, Iterator) else data
+
+
 def calibrate(
     program: Program,
     structure: Structure,

@@ -14,7 +14,16 @@ import fuseq
 from fuseq import ops
 from fuseq.errors import FuseqError
 from fuseq.program import Program
-from fuseq.rewrite import Approximates, NewFunction, Pass, Pipeline, Promise, SameFunction, apply
+from fuseq.rewrite import (
+    Approximates,
+    NewFunction,
+    Pass,
+    Pipeline,
+    Promise,
+    SameFunction,
+    apply,
+    split_by_promise,
+)
 from fuseq.text import to_text
 
 
@@ -139,6 +148,12 @@ def test_promise_of_an_approximation(program: Program) -> None:
 
 def test_new_functions_are_not_proved(program: Program) -> None:
     assert apply(Zero(), program).history[-1].error is None
+
+
+def test_a_pipeline_is_compared_with_what_changes_values_on_purpose(program: Program) -> None:
+    before, same = split_by_promise([Scale(by=1.001), DropUnitMul(), Zero()], program)
+    assert same == [DropUnitMul()]
+    assert [record.name for record in before.history] == ["scale{by=1.001}", "zero"]
 
 
 def test_the_given_program_is_untouched(program: Program) -> None:

@@ -260,6 +260,14 @@ def test_ranges_are_those_of_all_batches_however_they_are_split() -> None:
         torch.testing.assert_close(second.module.state_dict()[name], value)
 
 
+def test_an_iterator_of_data_is_enough_for_fuse() -> None:
+    model = captured(lambda m, x: m.b(torch.relu(m.a(x))))
+    for passes in ("fuse-affine,equalize", "recalibrate-bn,fuse-affine"):
+        report = fuseq.fuse(model, passes=passes, calibration=iter(DATA)).report
+        assert report is not None
+        assert report["max_rel_error_f64"] < 1e-12
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [
@@ -309,7 +317,7 @@ def test_integers_stay_those_of_the_runtime(tmp_path: Path) -> None:
     bundle = fuseq.lower(
         gated.small(),
         batches[0],
-        passes="fuse-affine,fuse-gates,clip-gates,equalize,legalize,quantize",
+        passes="recalibrate-bn,fuse-affine,fuse-gates,clip-gates,equalize,legalize,quantize",
         calibration=batches,
         out=tmp_path / "out",
     )
