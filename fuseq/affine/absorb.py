@@ -64,7 +64,7 @@ def _replace(
 def _residual(program: Program, fold: Fold, layers: dict[fx.Node, nn.Module]) -> float:
     """`max |after - before| / max |before|` over what is read behind the fold, in float64."""
     inside = {fold.node, *layers, *fold.between}
-    order = [node for node in program.graph.nodes if node in inside]
+    order = sorted(inside)  # nodes compare by their place in the graph
     results = [n for n in order if any(u not in inside and is_data(u) for u in n.users)]
     before = _run(program, order, {})
     after = _run(program, order, {**layers, fold.node: nn.Identity()})

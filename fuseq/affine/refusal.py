@@ -30,6 +30,7 @@ FIXES = {
     "stride-mismatch": "give the branches one stride",
     "size-mismatch": "pad and crop the branches alike",
     "layout": "keep values as maps of (batch, channels, height, width)",
+    "siblings": "give both convolutions one stride, dilation and group count, on one input",
     "leak": "read the value after it instead, or compute it once for each reader",
     "cost": "nothing to mend: apart they are cheaper; element_cost and operation_cost weigh more",
     "proof": "report it: the algebra and the float64 check must agree on finite weights",

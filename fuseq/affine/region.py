@@ -109,7 +109,8 @@ class Regions:
         root, nodes, inside = exit, tuple[fx.Node, ...](), set[fx.Node]()
         while (parent := self._dominator.get(root)) is not None:
             segment = self._segment(parent, root)
-            nodes, inside = segment + nodes, inside.union(segment)
+            nodes = segment + nodes
+            inside.update(segment)
             fault = self._fault(segment, inside, exit)
             yield Region(parent, exit, nodes, fault)
             if fault:
