@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import resource
 import sys
 import time
 from collections import Counter
@@ -66,7 +67,11 @@ def main() -> int:
     for name, count in total.items():
         print(f"{count:8d} {name}")
     print("refusals:", ", ".join(f"{code} {count}" for code, count in refusals.most_common()))
-    print(f"{len(wrong)} wrong {wrong[:20]}, {time.perf_counter() - start:.0f} s")
+    processor = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{len(wrong)} wrong {wrong[:20]}")
+    print(
+        f"{time.perf_counter() - start:.0f} s, {processor.ru_utime + processor.ru_stime:.0f} of CPU"
+    )
     whole, collapsed = (total[name] for name in total if "one " in name)
     return int(bool(wrong) or collapsed < LEAST_COLLAPSED * whole)
 

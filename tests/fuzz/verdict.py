@@ -68,6 +68,7 @@ class Verdict:
         whole: several affine operations, with a convolution, that compute one output of one input.
         collapsed: one convolution is all that is left.
         probed: impulses confirmed its kernel.
+        unfinished: fusing the result again fuses more of it.
     """
 
     wrong: str = ""
@@ -77,6 +78,7 @@ class Verdict:
     whole: bool = False
     collapsed: bool = False
     probed: bool = False
+    unfinished: bool = False
 
     def counts(self) -> dict[str, int]:
         """What to add up over graphs."""
@@ -87,6 +89,7 @@ class Verdict:
             "affine graphs of several operations, one input and one output": self.whole,
             "of these, left as one convolution": self.whole and self.collapsed,
             "kernels confirmed by impulses": self.probed,
+            "graphs that fusing again fuses further": self.unfinished,
         }
 
 
@@ -124,9 +127,9 @@ def judge(graph: Graph, settings: Settings) -> Verdict:
         verdict.wrong = (
             _proof_failures(outcome)
             or _differences(verdict, model, fused, graph, settings.captured_size_only)
-            or _unfinished(fused, settings)
             or _impulses(verdict, model, fused)
         )
+        verdict.unfinished = bool(_fuse(fused, settings).certificates)
     except Exception as error:
         verdict.wrong = f"crash: {type(error).__name__}: {error}"
     return verdict
@@ -188,11 +191,6 @@ def _proof_failures(outcome: Outcome) -> str:
     failed = [refusal for refusal in outcome.refusals if refusal.code == "proof"]
     failed_residuals = [c for c in outcome.certificates if not c.residual <= LIMIT]
     return f"proof: {failed[0]}" if failed else f"{failed_residuals[0]}" if failed_residuals else ""
-
-
-def _unfinished(fused: Program, settings: Settings) -> str:
-    again = _fuse(fused.clone(), settings)
-    return f"fused again: {again.certificates[0]}" if again.certificates else ""
 
 
 def _differences(
