@@ -28,26 +28,30 @@ def read_sizes_early(program: Program) -> None:
 
     A size that is read from a value inside a region would keep the value alive.
     """
-    for node in program.graph.nodes:
+    order = {node: index for index, node in enumerate(program.graph.nodes)}
+    for node in order:
         if node.target is ops.sym_size:
             value, dim = node.args
-            while (earlier := _same_size(program, value, dim)) is not None:
-                value = earlier
-            node.args = (value, dim)
+            found, waiting = {value}, [value]
+            while waiting:
+                new = _same_size(program, waiting.pop(), dim) - found
+                found |= new
+                waiting += new
+            node.args = (min(found, key=order.__getitem__), dim)
 
 
-def _same_size(program: Program, value: fx.Node, dim: int) -> fx.Node | None:
-    """Operand of an affine op that has the op's size along a dimension, for every input."""
+def _same_size(program: Program, value: fx.Node, dim: int) -> set[fx.Node]:
+    """Operands of an affine op that have the op's size along a dimension, for every input."""
     if boundary(program, value):
-        return None
+        return set()
     name, shape = ops.name_of(program, value), program.shape(value)
-    data = [n for n in operands(value) if program.shape(n)[dim] == shape[dim]]
-    if not data or dim == (1 if len(shape) == 4 else len(shape) - 1):
-        return None
+    data = {n for n in operands(value) if program.shape(n)[dim] == shape[dim]}
+    if dim == (1 if len(shape) == 4 else len(shape) - 1):
+        return set()
     if dim == 0 or name in ("linear", "batch_norm", "batch_norm1d"):
-        return data[0]
+        return data
     if name in ("add", "sub", "mul", "div"):
-        return next((n for n in data if program.shape(n) == shape), None)
+        return {n for n in data if program.shape(n) == shape}
     if name == "conv2d":
         layer = program.get(value)
         assert isinstance(layer, nn.Conv2d)
@@ -55,5 +59,5 @@ def _same_size(program: Program, value: fx.Node, dim: int) -> fx.Node | None:
         kernel, dilation, padding = list(window)[dim - 2]
         assert isinstance(padding, int)
         same = layer.stride[dim - 2] == 1 and dilation * (kernel - 1) == 2 * padding
-        return data[0] if same else None
-    return None
+        return data if same else set()
+    return set()

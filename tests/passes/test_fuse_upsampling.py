@@ -76,6 +76,16 @@ CASES: dict[str, tuple[nn.Module, list[str]]] = {
         ),
         ["conv2d", "interpolate_nearest"],
     ),
+    "resized to the size of a sum, one branch of which narrows what another padded": (
+        Block(
+            lambda x, a, b: F.interpolate(
+                F.max_pool2d(y := a(x) + b(x), 2), size=(y.shape[2], y.shape[3])
+            ),
+            nn.Sequential(nn.Conv2d(8, 8, 1, padding=1), nn.Conv2d(8, 8, 3)),
+            nn.Conv2d(8, 8, 1),
+        ),
+        ["conv2d", "max_pool", "interpolate_nearest"],
+    ),
     "cropped to another value's size": (
         Block(
             lambda x, a, b: a(x)[:, :, : x.shape[2], : x.shape[3]] + b(x),
