@@ -206,6 +206,7 @@ def check(
     weights: Weights = None,
     arg: Arguments,
     input: Inputs,
+    quiet: Quiet = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -220,6 +221,7 @@ def check(
             inputs=inputs,
             gates={"max_rel": max_rel, "min_sqnr_db": min_sqnr_db},
             bisect=bisect,
+            quiet=quiet,
         )
 
     answer("check", work, as_json=json, debug=debug)

@@ -93,7 +93,7 @@ def _fusion(facts: Facts) -> list[RenderableType]:
     ]
     if not facts.regions:
         return [*shown, ""]
-    regions = table("layer", "source", "operations", "MACs", "")
+    regions = table("layer", "source", "ops", "MACs", "")
     for alike in groups_of((kind_of(region), region) for region in facts.regions):
         first = alike[0]
         regions.add_row(

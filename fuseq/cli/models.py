@@ -17,6 +17,7 @@ from rich.table import Table
 import fuseq
 from fuseq.affine.prove import Certificate
 from fuseq.affine.refusal import Refusal
+from fuseq.api import Progress
 from fuseq.bundle import MANIFEST, require_writable
 from fuseq.calibration import CalibrationSource, load_calibration, read_arrays
 from fuseq.cli.explanation import explanation
@@ -81,10 +82,13 @@ def lower(
     pipeline = chosen.pipeline if passes is None else passes
     needs_data = any(hasattr(step, "calibration") for step in parse_passes(pipeline))
     require_writable(out, force)
-    target = source.load()
-    data = source.batches(target) if needs_data or source.calibration else None
-    totals = {"quantize": data.count} if data and data.count else {}
+    totals: dict[str, int] = {}
     with progress(quiet, totals) as report:
+        report("load", 0)
+        target = source.load()
+        data = source.batches(target) if needs_data or source.calibration else None
+        if data and data.count:
+            totals["quantize"] = data.count
         bundle = fuseq.lower(
             target.model,
             target.example_inputs,
@@ -125,9 +129,10 @@ def fuse(source: Source, *, passes: str | None, explain: bool, quiet: bool) -> R
     """`fuseq fuse`."""
     pipeline = FLOAT_PASSES if passes is None else passes
     needs_data = any(hasattr(step, "calibration") for step in parse_passes(pipeline))
-    target = source.load()
-    data = source.batches(target) if needs_data else None
     with progress(quiet, {}) as report:
+        report("load", 0)
+        target = source.load()
+        data = source.batches(target) if needs_data else None
         program = fuseq.fuse(
             target.model,
             target.example_inputs,
@@ -150,14 +155,19 @@ def check(
     inputs: Path | None,
     gates: Mapping[str, float | None],
     bisect: bool,
+    quiet: bool,
 ) -> Result:
     """`fuseq check`; gates that are None keep the default of `fuseq.check`."""
-    result = fuseq.check(
-        _side(source),
-        _side(replace(source, target=candidate)) if candidate else None,
-        [tuple(read_arrays(inputs).values())] if inputs else None,
-        **{name: value for name, value in gates.items() if value is not None},
-    )
+    with progress(quiet, {}) as report:
+        reference = _side(source, report)
+        other = _side(replace(source, target=candidate), report) if candidate else None
+        report("compare", 0)
+        result = fuseq.check(
+            reference,
+            other,
+            [tuple(read_arrays(inputs).values())] if inputs else None,
+            **{name: value for name, value in gates.items() if value is not None},
+        )
     if not result.checks:
         result.raise_for_status()
     message(_verdict(result))
@@ -168,12 +178,14 @@ def check(
     return Result(result.to_json(), _checks(result), result.passed)
 
 
-def _side(source: Source) -> Any:
+def _side(source: Source, report: Progress) -> Any:
     """What `fuseq.check` compares: a path of a file or bundle, or a model as a program."""
     path = Path(source.target)
     if os.path.isfile(path / MANIFEST) or (os.path.exists(path) and path.suffix != ".py"):
         return path
+    report("load", 0)
     target = source.load()
+    report("capture", 0)
     return fuseq.capture(target.model, target.example_inputs)
 
 
@@ -229,7 +241,8 @@ def _counts(report: Mapping[str, Any]) -> list[RenderableType]:
 def _fusion(report: Mapping[str, Any]) -> list[RenderableType]:
     error = (
         f"largest error: {report['max_rel_error_f64']:.1e} relative in float64, "
-        f"{report['max_abs_error_f32']:.1e} absolute in float32"
+        f"{report['max_abs_error_f32']:.1e} absolute in float32\n"
+        f"(rounding explains {report['float32_bound']:.1e} in float32)"
     )
     captured = f"captured with {FRONT_ENDS[report['capture']]}"
     return [*_counts(report), error, captured, *(f"note: {note}" for note in report["notes"])]

@@ -67,6 +67,7 @@ def test_check_and_inspect_read_bundles_and_files(run, model, tmp_path):
     pair = run("check", model, out / "model.fp32.onnx", "--json")
     assert pair.status == 0, pair.stderr
     assert pair.document["passed"] is True
+    assert "compare ..." in pair.stderr
     assert pair.document["first_divergence"] is None
     assert [check["class"] for check in pair.document["checks"]] == ["exact"]
 
