@@ -200,7 +200,7 @@ class Search:
         work = found.plan.macs(self.program.shape(region.root))
         error = RefusedError(
             "cost",
-            f"one convolution would take {work / 1e6:.3g} MMAC instead of {before / 1e6:.3g}",
+            f"one convolution would take {work / 1e6:,.2f} MMAC instead of {before / 1e6:,.2f}",
         )
         return Missed(region, Fault(region.exit, error))
 
