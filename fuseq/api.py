@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fuseq import ops, plugins, verify
 from fuseq.affine.prove import Certificate
 from fuseq.affine.refusal import Refusal
+from fuseq.arguments import ExampleInputs
 from fuseq.errors import FuseqError
 from fuseq.macs import total_macs
 from fuseq.pass_spec import parse_passes, with_options
@@ -29,7 +30,7 @@ Progress: TypeAlias = Callable[[str, int], None]
 
 def fuse(
     model: nn.Module | Program,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: ExampleInputs | None = None,
     *,
     passes: str = "fuse-affine",
     calibration: Iterable[Any] | None = None,
@@ -80,7 +81,7 @@ def fuse(
 
 def quantize(
     model: nn.Module | Program,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: ExampleInputs | None = None,
     *,
     target: str = "onnx",
     calibration: Iterable[Any],
@@ -115,7 +116,7 @@ def quantize(
 
 def captured(
     model: nn.Module | Program,
-    example_inputs: Tensor | Sequence[Tensor] | None,
+    example_inputs: ExampleInputs | None,
     front_end: str = "auto",
     progress: Progress | None = None,
     dynamic: bool = True,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fuseq import plugins
 from fuseq.api import Progress, captured, run_passes
+from fuseq.arguments import ExampleInputs
 from fuseq.backend import Backend
 from fuseq.bundle import Bundle, require_writable, staged, write_manifest
 from fuseq.equivalence.lowered import check_lowered
@@ -30,7 +31,7 @@ CHECK_BATCHES = 2
 
 def lower(
     model: nn.Module | Program,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: ExampleInputs | None = None,
     *,
     backend: str | Backend = "onnx",
     out: str | Path,

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fuseq.arguments import in_order
 from fuseq.errors import FuseqError, first_line
-from fuseq.plugins import did_you_mean
 from fuseq.user_code import load_function, missing, user_code
 from fuseq.weights import load_weights
 
@@ -142,7 +142,7 @@ def _example_inputs(
                 why=first_line(error),
                 fix="a shape whose values fit into memory: --input 1x3x224x224",
             ) from error
-        return _in_order(model, values)
+        return in_order(model, values)
     function = getattr(module, "example_inputs", None)
     if function is None:
         raise missing(
@@ -153,7 +153,7 @@ def _example_inputs(
     if isinstance(value, Tensor):
         return (value,)
     if isinstance(value, Mapping) and all(isinstance(x, Tensor) for x in value.values()):
-        return _in_order(model, value)
+        return in_order(model, value)
     if isinstance(value, Sequence) and value and all(isinstance(x, Tensor) for x in value):
         return tuple(value)
     raise FuseqError(
@@ -169,19 +169,3 @@ def _parse_shape(text: str, index: int) -> tuple[str, tuple[int, ...]]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise FuseqError("FQ005", f"cannot read --input {text}", fix="--input 1x3x224x224")
     return name or str(index), tuple(map(int, parts))
-
-
-def _in_order(model: nn.Module, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Inputs by name, or by position where the name is a number, as arguments of `forward`."""
-    names = list(inspect.signature(model.forward).parameters)
-    place = {name: index for index, name in enumerate(names)}
-    place |= {key: int(key) for key in values if key.isdecimal()}
-    unknown = [key for key in values if key not in place]
-    if unknown or sorted(place[key] for key in values) != list(range(len(values))):
-        raise FuseqError(
-            "FQ005",
-            f"the example inputs {', '.join(values)} do not fit forward({', '.join(names)})",
-            fix=(did_you_mean(unknown[0], names) if unknown else None)
-            or "give the first arguments of forward, each once",
-        )
-    return tuple(values[key] for key in sorted(values, key=place.__getitem__))

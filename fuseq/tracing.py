@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fuseq import verify
+from fuseq.arguments import ExampleInputs, as_tuple
 from fuseq.build import NARROW
 from fuseq.errors import FuseqError, first_line
 from fuseq.fixed_size import FIXED, fold_sizes
@@ -41,7 +42,7 @@ Sizes: TypeAlias = tuple[tuple[int, int], ...]
 
 def capture(
     model: nn.Module,
-    example_inputs: Tensor | Sequence[Tensor],
+    example_inputs: ExampleInputs,
     *,
     front_end: str = "auto",
     dynamic: bool = True,
@@ -51,7 +52,7 @@ def capture(
     Args:
         model: any module; not edited, its training mode does not matter. One in half precision is
             captured in float32.
-        example_inputs: one tensor, or one per argument of `forward`.
+        example_inputs: one tensor, one per argument of `forward`, or some by name.
         front_end: "export", "fx", or "auto": the one whose program is right at most sizes.
         dynamic: leave open the sizes that the model lets change; else all are the captured ones.
 
@@ -67,11 +68,7 @@ def capture(
         raise FuseqError(
             "FQ007", f"unknown front end '{front_end}'", fix="use 'auto', 'fx' or 'export'"
         )
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
-        raise FuseqError(
-            "FQ005", "example inputs must be tensors", fix="pass a tensor or a tuple of tensors"
-        )
+    inputs = as_tuple(model, example_inputs)
     _require_values(inputs)
     require_copyable(model)
     front_ends = ("fx", "export") if front_end == "auto" else (front_end,)
@@ -271,7 +268,12 @@ def _require_same(front_end: str, recording: Recording, run: Run) -> None:
     try:
         actual = verify.outputs(recording.program, inputs)
     except Exception as error:
-        raise FuseqError("FQ104", f"the captured program raised: {first_line(error)}") from error
+        raise FuseqError(
+            "FQ104",
+            f"the captured program raised: {first_line(error)}",
+            why=f"the {front_end} front end recorded another computation",
+            fix="name the inputs in forward's arguments, and keep what it returns in one form",
+        ) from error
     distances = [relative_l2(a, b) for a, b in zip(actual, expected, strict=True)]
     worst = max(distances)
     if worst > recording.tolerance:

@@ -82,6 +82,16 @@ def test_several_inputs_and_nested_outputs(front_end: str) -> None:
     assert torch.equal(result["parts"][1][0], depth)
 
 
+def test_inputs_by_name() -> None:
+    image, depth = torch.randn(1, 3, 8, 8), torch.randn(1, 1, 8, 8)
+    program = fuseq.capture(Inputs(), {"depth": depth, "image": image})
+    assert program.input_names == ("image", "depth")
+    assert torch.equal(program(image, depth)["parts"][1][0], depth)
+    with pytest.raises(fuseq.FuseqError, match=r"do not fit forward\(image, depth") as refused:
+        fuseq.capture(Inputs(), {"dept": depth, "image": image})
+    assert refused.value.code == "FQ005"
+
+
 class Pyramid(nn.Module):
     def forward(self, large: Tensor, small: Tensor) -> Tensor:
         return large + F.interpolate(small, scale_factor=2)

@@ -92,6 +92,19 @@ class Unsharable(nn.Module):
         return x
 
 
+class Quantized(nn.Module):
+    """What a layer of torch's own quantization looks like."""
+
+    __module__ = "torch.ao.nn.quantized.modules.conv"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 0.1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 class SilentInTraining(nn.Module):
     """Raises without a word where containers are in training mode."""
 

@@ -172,6 +172,13 @@ def test_lazy_module(capfd: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_quantized_layer(capfd: pytest.CaptureFixture[str]) -> None:
+    assert refusal(nn.Sequential(models.Quantized()), capfd) == (
+        "error[FQ101]: `0` is quantized already (Quantized)\n"
+        "  help: pass the float model: fuseq.quantize and fuseq.lower choose the integers"
+    )
+
+
 def test_a_model_that_cannot_be_copied(capfd: pytest.CaptureFixture[str]) -> None:
     assert refusal(models.Unsharable(), capfd) == (
         "error[FQ101]: the model cannot be copied: cannot pickle '_thread.lock' object\n"
