@@ -107,26 +107,13 @@ def line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
-    """Print rows as they come; write the page when all networks ran."""
-    import torch
+def page(rows: dict[str, list[str]]) -> str:
+    """The text of docs/zoo.md, from a row for each network."""
+    from tests.zoo.networks import FAMILIES
 
-    from tests.zoo.networks import FAMILIES, NETWORKS
-
-    warnings.simplefilter("ignore")  # of packages, while they build their networks
-    torch.set_num_threads(1)
-    chosen = sys.argv[1:]
-    if chosen:
-        for name in chosen:
-            print(line(row(name)), flush=True)
-        return
-    rows: dict[str, list[str]] = {}
-    for name in NETWORKS:
-        rows[name] = row(name)
-        print(line(rows[name]), flush=True)
     packages = ("torch", "timm", "torchvision", "birder", "resselt", "spandrel")
     text = HEADER.format(
-        total=len(NETWORKS),
+        total=len(rows),
         families=len(FAMILIES),
         starred=sum(cells[2].endswith("*") for cells in rows.values()),
         versions=", ".join(f"{package} {version(package)}" for package in packages),
@@ -136,7 +123,23 @@ def main() -> None:
         table = [line(list(COLUMNS)), line(["---"] * len(COLUMNS))]
         table += [line(rows[network.name]) for network in networks]
         text += f"## {family}\n\n" + "\n".join(table) + "\n\n"
-    (ROOT / "docs" / "zoo.md").write_text(text.rstrip() + "\n")
+    return text.rstrip() + "\n"
+
+
+def main() -> None:
+    """Print rows as they come; write the page when all networks ran."""
+    import torch
+
+    from tests.zoo.networks import NETWORKS
+
+    warnings.simplefilter("ignore")  # of packages, while they build their networks
+    torch.set_num_threads(1)
+    rows: dict[str, list[str]] = {}
+    for name in sys.argv[1:] or NETWORKS:
+        rows[name] = row(name)
+        print(line(rows[name]), flush=True)
+    if not sys.argv[1:]:
+        (ROOT / "docs" / "zoo.md").write_text(page(rows))
 
 
 if __name__ == "__main__":
