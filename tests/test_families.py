@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -24,3 +26,14 @@ def test_fuses_as_far_as_the_paper_does(name):
     assert report["capture"] == network.front_end
     assert report["max_rel_error_f64"] <= 1e-12
     assert report["max_abs_error_f32"] <= report["float32_bound"]
+
+
+def test_the_page_shows_these_structures():
+    page = (Path(__file__).parents[1] / "docs" / "zoo.md").read_text()
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    shown = {row[0].removeprefix("| "): tuple(row[2:5]) for row in rows if ":" in row[0]}
+    arrow = "{} → {}".format
+    assert {name: (cells[0].split()[0], *cells[1:]) for name, cells in shown.items()} == {
+        network.name: (network.front_end, arrow(*network.conv), arrow(*network.bn))
+        for network in NETWORKS.values()
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,7 +70,9 @@ def _birder(network: str) -> nn.Module:
     return model
 
 
-def _super_resolution(module: str, settings: dict[str, tuple[str, dict[str, Any]]]) -> Any:
+def _super_resolution(
+    module: str, settings: dict[str, tuple[str, dict[str, Any]]]
+) -> Callable[[str], nn.Module]:
     """Builder of networks that a package keeps one file each."""
 
     def build(network: str) -> nn.Module:
@@ -89,6 +92,7 @@ _RESSELT: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 _FUSING_THEMSELVES = ("SpanPlus", "RTMoSR", "SMoSR", "SPAN")
+"""Classes whose blocks run one fused convolution as soon as they are in eval."""
 
 _SPANDREL: dict[str, tuple[str, dict[str, Any]]] = {
     "SPAN": (
@@ -101,7 +105,7 @@ _SPANDREL: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-_BUILDERS = {
+_BUILDERS: dict[str, Callable[[str], nn.Module]] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "birder": _birder,
