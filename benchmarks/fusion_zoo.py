@@ -19,10 +19,10 @@ sys.path.insert(0, str(ROOT))
 
 HEADER = """# Networks that were fused
 
-Written by `python benchmarks/fusion_zoo.py`; `make zoo` tests the same structure. {total} networks
-of {families} families, as their packages build them (`tests` are written after the papers, in
-[tests/networks](../tests/networks/)): random weights, biases and scales (seeds 0 and 1), batch-norm
-statistics of random images, one square image of the side given (seed 2).
+Written by `python benchmarks/fusion_zoo.py`; `make zoo` tests the same structure. {total} networks,
+of {families} families and plain ones, as their packages build them (`tests` are written after the
+papers, in [tests/networks](../tests/networks/)): random weights, biases and scales (seeds 0 and 1),
+batch-norm statistics of random images, one square image of the side given (seed 2).
 
 - **front end**: which one recorded it. A star marks the {starred} networks that plain
   `torch.fx.symbolic_trace` cannot record: control flow on shapes, assignment to slices, sizes read
@@ -114,7 +114,7 @@ def page(rows: dict[str, list[str]]) -> str:
     packages = ("torch", "timm", "torchvision", "birder", "resselt", "spandrel")
     text = HEADER.format(
         total=len(rows),
-        families=len(FAMILIES),
+        families=len(FAMILIES) - 1,
         starred=sum(cells[2].endswith("*") for cells in rows.values()),
         versions=", ".join(f"{package} {version(package)}" for package in packages),
         host=platform.machine(),
