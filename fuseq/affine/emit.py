@@ -289,7 +289,7 @@ def _convolution_plan(
         result = form.shape(root)
         return math.prod(result) // form.channels * size, result
 
-    return Plan(form, (_pad(frame),) if any(frame) else (), after, size, build, work)
+    return Plan(form, _framed(frame), after, size, build, work)
 
 
 def _axis_plans(axis: Axis) -> Iterator[AxisPlan]:
@@ -314,6 +314,13 @@ def _filled(layer: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
     if layer.bias is not None:
         layer.bias = nn.Parameter(bias.clone(), requires_grad=False)
     return layer.eval()
+
+
+def _framed(frame: tuple[int, ...]) -> tuple[Call, ...]:
+    """Padding and cropping; torch crops before it pads, which may leave nothing to pad."""
+    padding, cropping = tuple(max(n, 0) for n in frame), tuple(min(n, 0) for n in frame)
+    both = any(min(side) < 0 < max(side) for side in (frame[:2], frame[2:]))
+    return tuple(_pad(part) for part in ((padding, cropping) if both else (frame,)) if any(part))
 
 
 def _pad(frame: tuple[int, ...]) -> Call:

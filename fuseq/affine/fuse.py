@@ -48,10 +48,10 @@ def fuse(program: Program, cost: CostModel, *, captured_size_only: bool = False)
         cost: what decides between regions.
         captured_size_only: also fuse what holds at the captured size alone.
     """
-    merge_equal(program)
-    read_sizes_early(program)
     certificates: dict[str, Certificate] = {}
     while True:
+        merge_equal(program)
+        read_sizes_early(program)
         replaced, missed = _sweep(program, cost, captured_size_only, certificates)
         if not replaced:
             replaced = absorb(program, certificates)

@@ -94,6 +94,29 @@ CASES: dict[str, tuple[nn.Module, list[str]]] = {
         ),
         ["pad", "conv2d"],
     ),
+    "a crop of what was padded": (
+        Block(
+            lambda x, a: a(F.pad(x, (0, 0, 0, 9)))[:, :, 9:],
+            nn.Conv2d(8, 8, 1, bias=False),
+        ),
+        ["pad", "pad", "conv2d"],
+    ),
+    "sizes of a value that a region shrank": (
+        Block(
+            lambda x, a, b, n: (
+                n(
+                    (y := b(a(F.pad(x, (1, 1, 1, 1)))))
+                    .relu()
+                    .reshape(y.shape[0], -1, y.shape[2], y.shape[3])
+                )
+                + y
+            ),
+            nn.Conv2d(8, 8, 1),
+            nn.Conv2d(8, 8, 3),
+            norm(),
+        ),
+        ["conv2d", "relu", "reshape", "batch_norm", "add"],
+    ),
     "a crop removes the ring": (
         Block(
             lambda x, a, b: b(a(x))[:, :, 1:-1, 1:-1],
