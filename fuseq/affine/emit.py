@@ -89,6 +89,12 @@ class Plan:
         """Number of nodes."""
         return len(self.before) + 1 + len(self.after)
 
+    def fits(self, root: Shape) -> bool:
+        """Whether a shape of the root leaves something of the map: torch crops, then it pads."""
+        crops = [n for call in self.before for n in call.attributes["pad"]]
+        sides = zip(reversed(root), zip(crops[::2], crops[1::2], strict=True), strict=False)
+        return all(size + min(a, 0) + min(b, 0) > 0 for size, (a, b) in sides)
+
     def run(self, layer: nn.Module, x: Tensor) -> Tensor:
         """The value, given the built layer and the root."""
         for call in self.before:

@@ -165,11 +165,14 @@ class Search:
                 break
         if isinstance(form, Fault):
             return form
-        possible = plans(form, transpose="conv_transpose2d" in names)
-        plan = min(possible, key=lambda p: self.cost.plan(p, root), default=None)
-        if plan is None:
-            error = RefusedError("layout", "the value is upsampled by different factors")
-            return Fault(region.exit, error)
+        possible = list(plans(form, transpose="conv_transpose2d" in names))
+        fitting = [plan for plan in possible if plan.fits(root)]
+        if not fitting:
+            reason = "the value is upsampled by different factors"
+            if possible:
+                reason = "the rows or columns that are cropped are more than the map has"
+            return Fault(region.exit, RefusedError("layout", reason))
+        plan = min(fitting, key=lambda plan: self.cost.plan(plan, root))
         saving = price - self.cost.plan(plan, root)
         return Candidate(
             region, form, plan, saving, len(region.nodes) - plan.operations, read, given

@@ -83,6 +83,11 @@ NEAR_MISSES = {
         ["nn.Conv2d({c}, {d}, 1)", "nn.Parameter(torch.randn({d}, 8, 8))"],
         ["self.m0(x0)", "v0 * self.m1"],
     ),
+    "more rows cropped than the map has, after a padding": (
+        "layout",
+        ["nn.Conv2d({c}, {d}, 1)"],
+        ["F.pad(x0, (0, 0, 0, 10))", "self.m0(v0)", "v1[:, :, 9:]"],
+    ),
     "an activation in between": (
         "nonlinear",
         ["nn.Conv2d({c}, {d}, {odd})", "nn.BatchNorm2d({d})"],
