@@ -25,7 +25,10 @@ from fuseq.errors import FuseqError
 if TYPE_CHECKING:
     from fuseq.equivalence.result import CheckResult
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
+    *(errno.EBUSY, errno.EXDEV),  # the place is a mount point, or the working directory
+)
 MANIFEST = "fuseq.json"
 SCHEMA = "fuseq/1"
 _VERSIONED = ("fuseq", "torch", "onnx", "onnxruntime", "onnxsim", "numpy")
@@ -160,7 +163,7 @@ def staged(out: Path, force: bool) -> Iterator[Path]:
         stage.chmod(0o755)
         _swap(stage, out)
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _UNWRITABLE:
             raise
         raise FuseqError(
             "FQ008", f"cannot write '{out}': {error.strerror}", fix="make room, or another -o"

@@ -245,6 +245,14 @@ def test_names_with_spaces_and_accents(run, model, tmp_path):
     assert run("check", out).status == 0
 
 
+def test_the_working_directory_as_output(run, model, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    answer = run("lower", model, "-b", "onnx", "-o", ".")
+    assert (answer.status, answer.code) == (2, "FQ008")
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
 def test_a_full_disk(lower, model, tmp_path, monkeypatch):
     def full(file: Path, data: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
