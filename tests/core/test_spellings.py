@@ -408,6 +408,7 @@ def foreign_ops(program: fuseq.Program) -> set[str]:
 
 
 TRAINING = "the model was in training mode: captured as in eval"
+BELOW = "below 5 of dimension 3 of `input` the model branches: the program is valid from there on"
 CASES = [(s.id, front_end) for s in SPELLINGS for front_end in s.front_ends]
 
 
@@ -423,7 +424,8 @@ def test_spelling(id: str, front_end: str) -> None:
         y = torch.randn(shape)
         expected, actual = model(y.clone()), program(y)
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-    assert set(program.origin.notes) <= {TRAINING}
+    allowed = {TRAINING, BELOW} if id == "branch-on-shape" else {TRAINING}
+    assert set(program.origin.notes) <= allowed
     found = {name.partition(".")[0] for name in foreign_ops(program)}
     assert found <= {name.partition(".")[0] for name in spelling.foreign}
 
