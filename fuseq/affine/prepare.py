@@ -24,9 +24,10 @@ def merge_equal(program: Program) -> None:
 
 
 def read_sizes_early(program: Program) -> None:
-    """Read each size from the earliest value that has it, in place.
+    """Read each size from the earliest value that has it and stays as it is, in place.
 
-    A size that is read from a value inside a region would keep the value alive.
+    A size that is read from a value inside a region would keep the value alive. No region replaces
+    what another kind of op gives; if nothing of that kind has the size, it is read where it was.
     """
     order = {node: index for index, node in enumerate(program.graph.nodes)}
     for node in order:
@@ -37,7 +38,8 @@ def read_sizes_early(program: Program) -> None:
                 new = _same_size(program, waiting.pop(), dim) - found
                 found |= new
                 waiting += new
-            node.args = (min(found, key=order.__getitem__), dim)
+            staying = [value for value in found if boundary(program, value)]
+            node.args = (min(staying, key=order.__getitem__, default=value), dim)
 
 
 def _same_size(program: Program, value: fx.Node, dim: int) -> set[fx.Node]:

@@ -86,6 +86,16 @@ CASES: dict[str, tuple[nn.Module, list[str]]] = {
         ),
         ["conv2d", "max_pool", "interpolate_nearest"],
     ),
+    "resized to the size of a norm behind a stride": (
+        Block(
+            lambda x, a, b: F.interpolate(
+                F.max_pool2d(y := b(a(x)), 2), size=(y.shape[2], y.shape[3])
+            ),
+            nn.Conv2d(8, 8, 3, 2, 1),
+            norm(),
+        ),
+        ["conv2d", "max_pool", "interpolate_nearest"],
+    ),
     "cropped to another value's size": (
         Block(
             lambda x, a, b: a(x)[:, :, : x.shape[2], : x.shape[3]] + b(x),
