@@ -124,7 +124,7 @@ FAMILIES: dict[str, tuple[Network, ...]] = {
         Network("timm:convnext_atto", (40, 40)),
         Network("timm:fasternet_t0", (44, 44), (17, 0)),
         Network("timm:starnet_s1", (80, 80), (36, 0)),
-        Network("timm:swiftformer_xs", (61, 61), (26, 3), side=224),
+        Network("timm:swiftformer_xs", (61, 61), (26, 0), side=224),
         Network("timm:efficientformerv2_s0", (83, 83), (75, 0), side=224),
         Network("spandrel:NAFNet", (36, 36), side=48),
         Network("birder:cpubone_n", (31, 31), (19, 0), side=224),
