@@ -7,6 +7,7 @@ nobody else edits one.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -183,7 +184,8 @@ class Program:
 
     def get(self, node: fx.Node) -> nn.Module:
         """Module that a `call_module` node calls."""
-        return self.module.get_submodule(str(node.target))
+        module: nn.Module = operator.attrgetter(str(node.target))(self.module)
+        return module
 
     def constant(self, node: fx.Node) -> Tensor:
         """Tensor that a `get_attr` node names."""
