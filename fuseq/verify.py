@@ -124,9 +124,14 @@ def probe_inputs(program: Program, seed: int = 0) -> list[tuple[Tensor, ...]]:
 
 
 def takes(program: Program, shapes: Sequence[Sequence[int]]) -> bool:
-    """Whether a program runs at these input shapes; asked by running it on zeros."""
-    examples = zip(shapes, program.example_inputs, strict=True)
-    inputs = tuple(torch.zeros(shape, dtype=x.dtype) for shape, x in examples)
+    """Whether a program runs at these input shapes; asked by running it on noise."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = tuple(
+        torch.randn(shape, generator=generator).to(x.dtype)
+        if x.is_floating_point()
+        else torch.zeros(shape, dtype=x.dtype)
+        for shape, x in zip(shapes, program.example_inputs, strict=True)
+    )
     try:
         with torch.no_grad(), quiet_torch():
             _forward(program, inputs)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fuseq
@@ -94,3 +95,20 @@ def test_distance(program: Program) -> None:
 )
 def test_relative_max(actual: Tensor, expected: Tensor, distance: float) -> None:
     assert verify.relative_max(actual, expected) == distance
+
+
+def test_probes_are_sizes_at_which_the_values_work_too() -> None:
+    """Unpooling an odd map fails on some of its values, not on its shape or on zeros."""
+
+    class Unpool(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            pooled, where = F.max_pool2d(self.norm(x), 2, return_indices=True)
+            return F.max_unpool2d(pooled, where, [2, 2])
+
+    program = fuseq.capture(Unpool().eval(), torch.rand(1, 3, 32, 32))
+    for inputs in verify.probe_inputs(program):
+        program.twin(torch.float64).module(*inputs)
