@@ -21,15 +21,16 @@ def batches_of(program: Program, data: Iterable[Any]) -> Iterator[tuple[Tensor, 
     Args:
         program: gives names, shapes and dtypes of its inputs, and which sizes are free.
         data: batches: a tensor, a tuple or list that starts with the inputs (labels after them are
-            left out), or a dict that has them by name.
+            left out), or a dict that has them by name. A program for one batch size gets larger
+            batches in parts of that size.
 
     Raises:
         FuseqError: FQ006 for a batch that does not fit.
     """
     for number, batch in enumerate(data, start=1):
-        tensors = _inputs(program, batch, number)
-        _require_fit(program, tensors, number)
-        yield tensors
+        for tensors in _parts(program, _inputs(program, batch, number)):
+            _require_fit(program, tensors, number)
+            yield tensors
 
 
 def _inputs(program: Program, batch: Any, number: int) -> tuple[Tensor, ...]:
@@ -55,6 +56,19 @@ def _inputs(program: Program, batch: Any, number: int) -> tuple[Tensor, ...]:
         x.detach().double() if (x.dtype, y.dtype) == (torch.float32, torch.float64) else x.detach()
         for x, y in zip(batch, program.example_inputs, strict=False)
     )
+
+
+def _parts(program: Program, batch: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    """A batch in parts of the examples' batch size, if that is fixed and divides it."""
+    pairs = list(zip(batch, program.example_inputs, strict=True))
+    is_free = any(dim == 0 for _, dim in program.origin.dynamic)
+    if is_free or not all(x.dim() and y.dim() and len(y) for x, y in pairs):
+        return iter([batch])
+    counts = {len(x) / len(y) for x, y in pairs}
+    count = counts.pop()
+    if counts or not count.is_integer() or count < 1:
+        return iter([batch])
+    return zip(*(x.chunk(int(count)) for x in batch), strict=True)
 
 
 def _require_fit(program: Program, batch: tuple[Tensor, ...], number: int) -> None:

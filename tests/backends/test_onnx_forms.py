@@ -65,7 +65,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "transposed convolution": lambda: (
         nn.Sequential(
             nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2, 2), nn.Conv2d(6, 4, 1)
-        ), IMAGE, ["_2"], {"ConvTranspose": 1}),
+        ), IMAGE, ["fused"], {"ConvTranspose": 1}),
     "bilinear resize": lambda: (
         Between(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")),
         IMAGE, [], {"Resize": 1}),

@@ -1,9 +1,10 @@
+import pytest
 import torch
 from torch import Tensor, nn
 
 import fuseq
 from fuseq import plugins
-from fuseq.quant.calibrate import used_interval
+from fuseq.quant.calibrate import batches_of, used_interval
 from fuseq.quant.structure import find_structure
 
 PROFILE = plugins.load("backends", "onnx").profile
@@ -47,3 +48,14 @@ def test_a_grid_covers_what_readers_tell_apart() -> None:
     grid = table.grids[names["conv"]]
     assert float(grid.scale) * 255 <= 2 * float(first.clamp_min(1.0)) * 1.001
     assert int(table.grids[names["other"]].zero_point) == 0
+
+
+def test_a_program_of_one_batch_size_gets_larger_batches_in_parts() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    program = fuseq.capture(model, torch.rand(2, 3, 8, 8), dynamic=False)
+    data = torch.rand(6, 3, 8, 8)
+    parts = [x for (x,) in batches_of(program, [data, data[:2]])]
+    assert torch.equal(torch.cat(parts), torch.cat([data, data[:2]]))
+    assert {len(x) for x in parts} == {2}
+    with pytest.raises(fuseq.FuseqError, match=r"batch 1 has shape \(3, 3, 8, 8\)"):
+        list(batches_of(program, [data[:3]]))
