@@ -168,13 +168,13 @@ def fusion_error(
     """
     before, same = split_by_promise(steps, before)
     probes = verify.probe_inputs(before)
-    twin = before.twin(torch.float64)
-    error64 = verify.distance(twin, Pipeline(same, prove=False).run(twin), probes)
-    before, after = before.twin(torch.float32), after.twin(torch.float32)
+    twin = before.in_dtype(torch.float64)
+    fused_twin = Pipeline(same, prove=False).run(twin)
+    error64 = verify.distance(twin, fused_twin, probes)
     floats = tuple(x.float() if x.is_floating_point() else x for x in probes[0])
-    pairs = zip(verify.outputs(after, floats), verify.outputs(before, floats), strict=True)
-    error32 = max((_largest_difference(a, b) for a, b in pairs), default=0.0)
-    return error64, error32, max(float32_bound(floats, before, after), default=0.0)
+    forms = (verify.outputs(form.in_dtype(torch.float32), floats) for form in (after, before))
+    error32 = max((_largest_difference(a, b) for a, b in zip(*forms, strict=True)), default=0.0)
+    return error64, error32, max(float32_bound(floats, twin, fused_twin), default=0.0)
 
 
 def _largest_difference(a: Tensor, b: Tensor) -> float:

@@ -173,6 +173,12 @@ class Program:
         other.module.recompile()
         return other
 
+    def in_dtype(self, dtype: torch.dtype) -> Program:
+        """Itself if all its floating values have a dtype, else its twin; not to be edited."""
+        state = (*self.module.parameters(), *self.module.buffers(), *self.example_inputs)
+        same = all(x.dtype == dtype for x in state if x.is_floating_point())
+        return self if same else self.twin(dtype)
+
     def note(self, detail: Any) -> None:
         """Leave a detail (a certificate, a refusal) for the record of the running pass."""
         self.notes.append(detail)

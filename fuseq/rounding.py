@@ -84,7 +84,7 @@ def float32_bound(inputs: Sequence[Tensor], *programs: Program) -> list[float]:
         counted from where each program stands by itself.
     """
     wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-    twins = [program.twin(torch.float64) for program in programs]
+    twins = [program.in_dtype(torch.float64) for program in programs]
     exact = [verify.outputs(twin, wide) for twin in twins]
     largest = [0.0] * len(exact[0])
     for run in range(RUNS):
