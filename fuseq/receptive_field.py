@@ -26,8 +26,8 @@ import numpy as np
 from torch import fx
 
 from fuseq import ops
+from fuseq.links import NEVER, WINDOWED, Edge, Link, Positions, link_of, tensors_read
 from fuseq.program import Program
-from fuseq.reading import NEVER, WINDOWED, Edge, Link, Positions, link_of, tensors_read
 
 _MOST_PHASES = 4096
 

@@ -112,6 +112,7 @@ def _replace(
     anywhere = plan.form.size is None and all(part.validity == ANYWHERE for part in parts)
     certificates[str(placed.target)] = Certificate(
         module=str(placed.target),
+        op=ops.name_of(program, placed),
         nodes=tuple(node for part in parts for node in part.nodes),
         root=region.root.name,
         source=program.source(placed),

@@ -27,12 +27,19 @@ LIMIT = 1e-11
 
 ANYWHERE = "all sizes"
 
+LAYERS = {
+    "conv2d": "convolution",
+    "conv_transpose2d": "transposed convolution",
+    "linear": "linear layer",
+}
+"""What a region became, for people."""
+
 Step = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class FusedNode:
-    """An operation that became part of a convolution.
+    """An operation that became part of a layer.
 
     Attributes:
         name: of the node.
@@ -50,7 +57,8 @@ class Certificate:
     """What is known of one fused region.
 
     Attributes:
-        module: path of the new convolution.
+        module: path of the new layer.
+        op: its canonical name.
         nodes: what it replaces, in graph order.
         root: name of the value it reads.
         source: `file:line` of the value it computes, or the empty string.
@@ -65,6 +73,7 @@ class Certificate:
     """
 
     module: str
+    op: str
     nodes: tuple[FusedNode, ...]
     root: str
     source: str
@@ -79,7 +88,7 @@ class Certificate:
     def __str__(self) -> str:
         place = f" ({self.source})" if self.source else ""
         return (
-            f"`{self.module}`{place}: {len(self.nodes)} nodes -> 1 convolution, "
+            f"`{self.module}`{place}: {len(self.nodes)} nodes -> 1 {LAYERS[self.op]}, "
             f"{self.macs_before / 1e6:.1f} -> {self.macs_after / 1e6:.1f} MMAC, "
             f"float64 residual {self.residual:.1e}, {self.validity}"
         )
@@ -90,9 +99,10 @@ def certified(program: Program, node: fx.Node, certificates: dict[str, Certifica
     if node.op == "call_module" and str(node.target) in certificates:
         return certificates[str(node.target)]
     work, parameters = macs(program, node), _parameters(program, node)
-    named = FusedNode(node.name, ops.name_of(program, node), program.source(node))
+    name, path = ops.name_of(program, node), str(node.target)
+    named = (FusedNode(node.name, name, program.source(node)),)
     return Certificate(
-        str(node.target), (named,), "", "", (), 0.0, ANYWHERE, work, work, parameters, parameters
+        path, name, named, "", "", (), 0.0, ANYWHERE, work, work, parameters, parameters
     )
 
 

@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 
-from fuseq.affine.prove import Certificate
+from fuseq.affine.prove import LAYERS, Certificate
 from fuseq.affine.refusal import Refusal
 from fuseq.cli.tables import large, table
 
@@ -70,7 +70,8 @@ def _region(alike: list[Certificate]) -> list[RenderableType]:
     for node in first.nodes:
         nodes.add_row(node.name, node.op, node.source)
     place = f" ({first.source})" if first.source else ""
-    title = f"{first.module}{place}: {len(first.nodes)} operations -> 1 convolution{times}"
+    became = f"{len(first.nodes)} operations -> 1 {LAYERS[first.op]}{times}"
+    title = f"{first.module}{place}: {became}"
     return [title, indented(facts), indented(nodes)]
 
 
