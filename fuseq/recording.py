@@ -96,9 +96,19 @@ def record(
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.record_stack_traces = True
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        # torch's own looks through all parameters of the model each time one is read.
+        name = self.names.get(id(attr_val)) if isinstance(attr_val, nn.Parameter) else None
+        if name is None:
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m).forward in _NORMS
@@ -112,7 +122,7 @@ def _from_fx(
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            graph = _Tracer().trace(model, concrete_args=extra)
+            graph = _Tracer(model).trace(model, concrete_args=extra)
     except Exception as error:
         raise _cannot_capture("torch.fx", error) from error
     stale = stale_read(graph)
