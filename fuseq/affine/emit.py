@@ -58,7 +58,6 @@ class Plan:
         form: what the layer computes; for upsampled values the coarse map.
         before: padding of the root, if any.
         after: what follows the layer.
-        weight_size: number of weights.
         build: gives the layer with float64 weights; this is where kernels are computed.
         work: multiply-accumulates of the layer and the shape of its result, from the root's shape.
     """
@@ -66,7 +65,6 @@ class Plan:
     form: LinForm
     before: tuple[Call, ...]
     after: tuple[Call, ...]
-    weight_size: int
     build: Callable[[], nn.Module]
     work: Callable[[Shape], tuple[int, Shape]]
 
@@ -163,7 +161,7 @@ def _linear_plan(form: LinForm) -> Plan:
     def work(root: Shape) -> tuple[int, Shape]:
         return math.prod(root[:-1]) * size, form.shape(root)
 
-    return Plan(form, (), (), size, build, work)
+    return Plan(form, (), (), build, work)
 
 
 def _upsampling_plans(form: PolyphaseForm, transpose: bool) -> Iterator[Plan]:
@@ -230,7 +228,7 @@ def _transposed_plan(form: PolyphaseForm, spread: Spread) -> Plan:
     def work(root: Shape) -> tuple[int, Shape]:
         return math.prod(root) // inputs * size, form.shape(root)
 
-    return Plan(coarse, (), (), size, build, work)
+    return Plan(coarse, (), (), build, work)
 
 
 def _taps(form: LinForm) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -295,7 +293,7 @@ def _convolution_plan(
         result = form.shape(root)
         return math.prod(result) // form.channels * size, result
 
-    return Plan(form, _framed(frame), after, size, build, work)
+    return Plan(form, _framed(frame), after, build, work)
 
 
 def _axis_plans(axis: Axis) -> Iterator[AxisPlan]:
