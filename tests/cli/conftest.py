@@ -45,6 +45,14 @@ def calibration_data():
 """
 
 
+def edited(model: Path, old: str, new: str) -> Path:
+    """A model file with a part of its text replaced."""
+    text = model.read_text()
+    assert old in text
+    model.write_text(text.replace(old, new))
+    return model
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a command gave."""

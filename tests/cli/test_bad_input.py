@@ -11,13 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from fuseq.target import load_target
-
-
-def edited(model: Path, old: str, new: str) -> Path:
-    text = model.read_text()
-    assert old in text
-    model.write_text(text.replace(old, new))
-    return model
+from tests.cli.conftest import edited
 
 
 @pytest.fixture

@@ -15,17 +15,11 @@ import pytest
 import torch
 
 from fuseq.target import load_target
+from tests.cli.conftest import edited
 
 BATCH = "torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed))"
 EXAMPLE = "(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)),)"
 LONG = "x" * 5000
-
-
-def edited(model: Path, old: str, new: str) -> Path:
-    text = model.read_text()
-    assert old in text
-    model.write_text(text.replace(old, new))
-    return model
 
 
 @pytest.fixture

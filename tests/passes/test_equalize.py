@@ -17,22 +17,12 @@ from fuseq.errors import FuseqError
 from fuseq.pass_spec import parse_passes
 from fuseq.program import Program
 from tests.networks import gated
+from tests.passes.block import Call
 
 Equalize = plugins.load("passes", "equalize")
 Equalized = sys.modules[Equalize.__module__].Equalized
 PROFILE = plugins.load("backends", "onnx").profile
 DATA = [2 * torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(i)) - 1 for i in (1, 2)]
-
-
-class Call(nn.Module):
-    def __init__(self, function: Callable[..., Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
 
 
 def conv(inputs: int = 4, outputs: int = 4, kernel: int = 3, **options: Any) -> nn.Conv2d:

@@ -17,20 +17,10 @@ from fuseq.program import Program
 from fuseq.quant.profile import Profile
 from fuseq.text import to_text
 from tests.networks import gated
+from tests.passes.block import Call
 
 FuseGates = plugins.load("passes", "fuse-gates")
 PROFILE: Profile = plugins.load("backends", "onnx").profile
-
-
-class Call(nn.Module):
-    def __init__(self, function: Callable[..., Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
 
 
 def conv(outputs: int = 4, kernel: int | tuple[int, int] = 3, **options: Any) -> nn.Conv2d:
