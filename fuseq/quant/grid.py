@@ -155,3 +155,9 @@ def bias_grid(input_grid: Grid, weight_grid: Grid) -> Grid:
     """Grid of a bias: int32 at `float32(scale_x * scale_w)`, one scale per output channel."""
     scale = input_grid.scale * weight_grid.scale
     return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), "int32", 0)
+
+
+def quantize_bias(bias: Tensor, grid: Grid) -> Tensor:
+    """Integers of a bias, int32: rounded in float64, since int32 is wider than float32 is exact."""
+    exact = torch.round(bias.double() / grid.scale.double())
+    return exact.clamp(grid.qmin, grid.qmax).to(torch.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,6 +15,7 @@ from fuseq.quant.grid import (
     Grid,
     affine_grid,
     bias_grid,
+    quantize_bias,
     quantize_weight,
     symmetric_grid,
 )
@@ -21,6 +23,9 @@ from fuseq.quant.observer import Observer
 from fuseq.quant.profile import Profile
 from fuseq.quant.structure import Structure, bounds, flat_arguments, holds_zero
 from fuseq.quant.table import QuantizationTable
+
+Layer: TypeAlias = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+"""Layers that have a weight to quantize."""
 
 
 def solve(
@@ -37,6 +42,37 @@ def solve(
     Returns:
         The table.
     """
+    ranges = {
+        group: observers[group].range(profile.activation)
+        for group in structure.group.values()
+        if group not in structure.fixed
+    }
+    grids = activation_grids(program, profile, structure, ranges)
+    integers: dict[str, Tensor] = {}
+    for node in program.graph.nodes:
+        if node.name in structure.integer:
+            _freeze_parameters(program, node, profile, grids, integers)
+            _freeze_operands(program, node, profile, grids, integers)
+    return QuantizationTable(profile, grids, integers, structure.absorbed, structure.integer)
+
+
+def activation_grids(
+    program: Program,
+    profile: Profile,
+    structure: Structure,
+    ranges: Mapping[str, tuple[float, float]],
+) -> dict[str, Grid]:
+    """Grid of every quantized activation.
+
+    Args:
+        program: float program the structure belongs to.
+        profile: the target's rules.
+        structure: which values share a grid.
+        ranges: smallest and largest real of each group whose grid the target leaves free.
+
+    Returns:
+        Grids by node name; the members of a group have the same object.
+    """
     nodes = {node.name: node for node in program.graph.nodes}
     members: dict[str, list[fx.Node]] = {}
     for name, group in structure.group.items():
@@ -46,18 +82,26 @@ def solve(
         if group in structure.fixed:
             chosen[group] = _fixed_grid(*structure.fixed[group], profile.activation)
         else:
-            low, high = observers[group].range(profile.activation)
-            grid = _inside(affine_grid(low, high, profile.activation), values)
+            grid = _inside(affine_grid(*ranges[group], profile.activation), values)
             sums = [n for n in values if ops.name_of(program, n) in ("add", "sub", "mean")]
             terms = [structure.group.get(a.name, "") for n in sums for a in n.all_input_nodes]
             chosen[group] = _not_finer(grid, [chosen[t] for t in terms if t in chosen])
-    grids = {name: chosen[group] for name, group in structure.group.items()}
-    integers: dict[str, Tensor] = {}
-    for node in program.graph.nodes:
-        if node.name in structure.integer:
-            _freeze_parameters(program, node, profile, grids, integers)
-            _freeze_operands(program, node, profile, grids, integers)
-    return QuantizationTable(profile, grids, integers, structure.absorbed, structure.integer)
+    return {name: chosen[group] for name, group in structure.group.items()}
+
+
+def weight_grid(module: Layer, profile: Profile, input_scale: Tensor) -> Grid:
+    """Grid of a layer's weight, along its output channels.
+
+    Args:
+        module: a weighted layer.
+        profile: says whether channels have scales of their own; if not, all have the largest.
+        input_scale: scale of the layer's input, 0-d.
+    """
+    axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
+    grid = symmetric_grid(module.weight, axis, module.bias, input_scale)
+    if profile.per_channel:
+        return grid
+    return Grid(grid.scale.amax().expand_as(grid.scale).clone(), grid.zero_point, "int8", axis)
 
 
 def _fixed_grid(scale: float, zero_point: int, dtype: str) -> Grid:
@@ -123,23 +167,17 @@ def _freeze_parameters(
     if node.op != "call_module":
         return
     module = program.get(node)
-    if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+    if not isinstance(module, Layer):
         return
     path = str(node.target)
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
-    weight_grid = symmetric_grid(module.weight, axis, module.bias, grids[source.name].scale)
-    if not profile.per_channel:
-        scale = weight_grid.scale.amax().expand_as(weight_grid.scale).clone()
-        weight_grid = Grid(scale, weight_grid.zero_point, "int8", axis)
-    grids[f"{path}.weight"] = weight_grid
-    integers[f"{path}.weight"] = quantize_weight(module.weight.detach(), weight_grid)
+    grid = weight_grid(module, profile, grids[source.name].scale)
+    grids[f"{path}.weight"] = grid
+    integers[f"{path}.weight"] = quantize_weight(module.weight.detach(), grid)
     if module.bias is not None:
-        grid = bias_grid(grids[source.name], weight_grid)
-        exact = module.bias.detach().double() / grid.scale.double()
-        grids[f"{path}.bias"] = grid
-        integers[f"{path}.bias"] = torch.round(exact).to(torch.int32)
+        grids[f"{path}.bias"] = bias_grid(grids[source.name], grid)
+        integers[f"{path}.bias"] = quantize_bias(module.bias.detach(), grids[f"{path}.bias"])
 
 
 def _freeze_operands(
