@@ -87,30 +87,48 @@ def execute(
     if name not in ARITHMETICS:
         known = ", ".join(sorted(ARITHMETICS))
         raise FuseqError("FQ007", f"unknown arithmetic '{name}'", fix=f"one of {known}")
-    runner = _Runner(program, table, ARITHMETICS[name], given or {}, intermediates)
+    runner = IntegerInterpreter(program, table, ARITHMETICS[name], given, intermediates)
     with torch.no_grad():
         result = runner.run(*inputs)
     return Execution(result, runner.integers, runner.reals, frozenset(runner.rounded))
 
 
-class _Runner(fx.Interpreter):
+class IntegerInterpreter(fx.Interpreter):
+    """Computes nodes in integers: values on a grid are `Quantized`, all others tensors.
+
+    Attributes:
+        integers: values on a grid met so far, by node name, if they are kept.
+        reals: the other tensors, likewise.
+        rounded: names of values on a grid that were computed in float.
+    """
+
     def __init__(
         self,
         program: Program,
         table: QuantizationTable,
         arithmetic: Arithmetic,
-        given: Mapping[str, Tensor],
-        keep: bool,
+        given: Mapping[str, Tensor] | None = None,
+        keep: bool = False,
     ) -> None:
+        """Take a program to run node by node.
+
+        Args:
+            program: the table's.
+            table: its grids and integers.
+            arithmetic: what the integers of each op are.
+            given: as `execute` takes it.
+            keep: keep every value.
+        """
         super().__init__(program.module)
         self.extra_traceback = False
         self.program, self.table, self.arithmetic, self.keep = program, table, arithmetic, keep
-        self.given = given
+        self.given = given or {}
         self.integers: dict[str, Tensor] = {}
         self.reals: dict[str, Tensor] = {}
         self.rounded: set[str] = set()
 
     def run_node(self, node: fx.Node) -> Any:
+        """Value of a node from those of its operands in `env`."""
         value = self._value(node)
         if self.keep and isinstance(value, Quantized) and node.name in self.table.grids:
             self.integers[node.name] = value.q
@@ -194,7 +212,7 @@ class _Runner(fx.Interpreter):
         return table.integers[weight], table.grids[weight], table.integers.get(f"{path}.bias")
 
 
-Kernel: TypeAlias = Callable[[_Runner, fx.Node, Grid], Tensor]
+Kernel: TypeAlias = Callable[[IntegerInterpreter, fx.Node, Grid], Tensor]
 
 
 def _moved(arithmetic: Arithmetic, source: Quantized, grid: Grid) -> Quantized:
@@ -203,7 +221,7 @@ def _moved(arithmetic: Arithmetic, source: Quantized, grid: Grid) -> Quantized:
     return Quantized(arithmetic.requantize(source.q, source.grid, grid), grid)
 
 
-def _conv2d(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+def _conv2d(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,), conv = runner.operands(node), runner.program.get(node)
     assert isinstance(conv, nn.Conv2d)
     geometry: dict[str, Any] = {
@@ -212,13 +230,13 @@ def _conv2d(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
     return runner.arithmetic.convolve(x.q, x.grid, *runner.parameters(node), grid, **geometry)
 
 
-def _linear(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+def _linear(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,) = runner.operands(node)
     return runner.arithmetic.linear(x.q, x.grid, *runner.parameters(node), grid)
 
 
 def _binary(name: str) -> Kernel:
-    def kernel(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+    def kernel(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
         a, b = runner.operands(node)
         result: Tensor = getattr(runner.arithmetic, name)(a.q, a.grid, b.q, b.grid, grid)
         return result
@@ -229,7 +247,7 @@ def _binary(name: str) -> Kernel:
 def _unary(name: str, **attributes: str) -> Kernel:
     """A kernel of one operand; `attributes` maps the arithmetic's parameters to node keywords."""
 
-    def kernel(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+    def kernel(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
         (x,) = runner.operands(node)
         values = {parameter: node.kwargs[key] for parameter, key in attributes.items()}
         result: Tensor = getattr(runner.arithmetic, name)(x.q, x.grid, grid, **values)
@@ -238,13 +256,13 @@ def _unary(name: str, **attributes: str) -> Kernel:
     return kernel
 
 
-def _concat(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+def _concat(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     values = runner.operands(node)
     dim: Any = node.kwargs["dim"]
     return runner.arithmetic.concat([v.q for v in values], [v.grid for v in values], grid, dim)
 
 
-def _mean(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+def _mean(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,) = runner.operands(node)
     if node.kwargs["dim"] != (2, 3) or x.q.dim() != 4:
         return runner.rounded_once(node, grid).q
@@ -252,14 +270,14 @@ def _mean(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
     return pooled if node.kwargs["keepdim"] else pooled.flatten(1)
 
 
-def _avg_pool(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+def _avg_pool(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,), k = runner.operands(node), dict(node.kwargs)
     if k.pop("ceil_mode") or k.pop("divisor_override") is not None:
         return runner.rounded_once(node, grid).q
     return runner.arithmetic.average_pool(x.q, x.grid, grid, **k)  # type: ignore[arg-type]
 
 
-def _interpolate(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+def _interpolate(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,) = runner.operands(node)
     k: dict[str, Any] = dict(fx.node.map_arg(node.kwargs, runner.env.__getitem__))
     return runner.arithmetic.interpolate_bilinear(
@@ -272,14 +290,14 @@ def _interpolate(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
     )
 
 
-def _clamp(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+def _clamp(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,) = runner.operands(node)
     low, high = (node.kwargs[k] for k in ("min", "max"))
     bounds = (float("-inf") if low is None else low, float("inf") if high is None else high)
     return runner.arithmetic.clamp(x.q, x.grid, grid, *bounds)  # type: ignore[arg-type]
 
 
-def _prelu(runner: _Runner, node: fx.Node, grid: Grid) -> Tensor:
+def _prelu(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,), layer = runner.operands(node), runner.program.get(node)
     assert isinstance(layer, nn.PReLU)
     return runner.arithmetic.prelu(x.q, x.grid, layer.weight, grid)
