@@ -14,14 +14,12 @@ statistics of each call's own input: what each call normalizes by in training.
 
 A norm's input depends on the norms before it. They are therefore recomputed level by level: norms
 that no other pending norm feeds, over all the data, then those behind them. What results is the
-fixed point: every norm's statistics are those of its input in the final network. Each batch waits
-between levels with the values that are still needed, so that nothing is computed twice; batches
-beyond `KEPT_BYTES` start over at each level instead.
+fixed point: every norm's statistics are those of its input in the final network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -31,11 +29,9 @@ from torch import Tensor, fx, nn
 import fuseq
 from fuseq import ops
 from fuseq.errors import FuseqError
+from fuseq.level_sweep import LevelSweep, levels
 from fuseq.program import Program
 from fuseq.quant.calibrate import batches_of
-
-KEPT_BYTES = 2**30
-"""Values of waiting batches that may be kept between levels."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +63,9 @@ class RecalibrateBatchNorm(fuseq.Pass):
                 "FQ202", "recalibrate-bn needs data", fix="--calib DIR, or calibration_data()"
             )
         norms = [n for n in program.graph.nodes if ops.name_of(program, n).startswith("batch_norm")]
-        sweep = _Sweep(program, norms, self._data(program))
+        sweep = LevelSweep(fx.Interpreter(program.module), norms, self._data(program))
         done = 0
-        for level in _levels(program, norms):
+        for level in levels(norms, program.graph):
             pools = {node: _Pool() for node in level}
             for values in sweep.batches():
                 for node, pool in pools.items():
@@ -79,7 +75,7 @@ class RecalibrateBatchNorm(fuseq.Pass):
                     self.progress(done)
             for node, pool in pools.items():
                 pool.store(program.get(node), program.where(node))
-            sweep.pending -= set(level)
+            sweep.waiting -= set(level)
         return len(norms)
 
     def _data(self, program: Program) -> list[tuple[Tensor, ...]]:
@@ -127,79 +123,3 @@ class _Pool:
         # New tensors: another call of the same norm shares the old ones, and has its own input.
         norm.running_mean = self.mean.to(norm.running_mean.dtype)
         norm.running_var = (self.squares / (self.count - 1)).to(norm.running_var.dtype)
-
-
-class _Sweep:
-    """Runs every batch up to the norms that are still pending.
-
-    Attributes:
-        pending: norms whose statistics are not yet final; nothing behind them is computed.
-    """
-
-    def __init__(
-        self, program: Program, norms: list[fx.Node], data: list[tuple[Tensor, ...]]
-    ) -> None:
-        self.program, self.data, self.pending = program, data, set(norms)
-        self.inputs = program.inputs()
-        self.nodes = _leading_to(program, norms)
-        self.kept: dict[int, dict[fx.Node, Any]] = {}
-        self.room = KEPT_BYTES
-
-    def batches(self) -> Iterator[dict[fx.Node, Any]]:
-        """Values of each batch in turn; those that pending norms read are among them."""
-        for index, batch in enumerate(self.data):
-            values = self.kept.pop(index, None)
-            if values is None:
-                values = dict(zip(self.inputs, batch, strict=False))
-            else:
-                self.room += _size(values)
-            self._advance(values)
-            yield values
-            if _size(values) <= self.room:
-                self.room -= _size(values)
-                self.kept[index] = values
-
-    def _advance(self, values: dict[fx.Node, Any]) -> None:
-        """Compute what no pending norm holds up; forget what nobody will read any more."""
-        interpreter = fx.Interpreter(self.program.module, garbage_collect_values=False)
-        interpreter.env, interpreter.extra_traceback = values, False
-        with torch.no_grad():
-            for node in self.nodes:
-                if node in values or node in self.pending:
-                    continue
-                if all(operand in values for operand in node.all_input_nodes):
-                    values[node] = interpreter.run_node(node)
-                    self._forget(node, values)
-
-    def _forget(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
-        """Replace a value by None once all its readers have run: it counts as computed."""
-        for operand in node.all_input_nodes:
-            readers = [user for user in operand.users if user in self.nodes]
-            if all(user in values for user in readers):
-                values[operand] = None
-
-
-def _leading_to(program: Program, norms: list[fx.Node]) -> dict[fx.Node, None]:
-    """Nodes that some norm depends on, and the norms, in graph order; inputs left out."""
-    needed = set(norms)
-    for node in reversed(program.graph.nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
-    return {n: None for n in program.graph.nodes if n in needed and n.op != "placeholder"}
-
-
-def _size(values: dict[fx.Node, Any]) -> int:
-    return sum(v.nbytes for v in values.values() if isinstance(v, Tensor))
-
-
-def _levels(program: Program, norms: list[fx.Node]) -> list[list[fx.Node]]:
-    """Norms by the length of the longest chain of norms before them, each level in graph order."""
-    pending = set(norms)
-    depth: dict[fx.Node, int] = {}
-    for node in program.graph.nodes:
-        before = max((depth[n] for n in node.all_input_nodes), default=0)
-        depth[node] = before + (node in pending)
-    levels: dict[int, list[fx.Node]] = {}
-    for node in norms:
-        levels.setdefault(depth[node], []).append(node)
-    return [levels[d] for d in sorted(levels)]
