@@ -43,6 +43,7 @@ class OnnxBackend(Backend):
         name="onnx",
         arithmetic="ort",
         activation="uint8",
+        wide="uint16",
         integer=frozenset(
             {"conv2d", "linear", "add", "mul", "mean", "avg_pool", "leaky_relu", "sigmoid"}
         ),

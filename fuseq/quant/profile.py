@@ -13,7 +13,8 @@ class Profile:
     Attributes:
         name: of the backend it belongs to.
         arithmetic: rounding of its kernels, a key of `fuseq.quant.arithmetic.ARITHMETICS`.
-        activation: dtype of activations.
+        activation: dtype of activations where nothing else is asked for.
+        wide: dtype of 16 bits that activations may have instead; empty for a target without one.
         integer: ops with an integer kernel and a free output grid.
         float_inside: ops that take and give integers but compute in float between them (a lookup
             table, or dequantize -> op -> quantize).
@@ -22,7 +23,7 @@ class Profile:
             each input edge, so that a value with other users keeps its own grid.
         absorbed: activation -> producers that compute it on their accumulator; the value between
             has no grid.
-        fixed: op -> (scale, zero point) its output must have.
+        fixed: op -> dtype -> (scale, zero point) its output must have on a grid of that dtype.
         decompose: ops that `legalize` spells with others before quantization.
         per_channel: whether weights have one scale per output channel.
         channel_block: output channels that its integer convolutions compute at a time;
@@ -33,12 +34,13 @@ class Profile:
     name: str
     arithmetic: str
     activation: str = "uint8"
+    wide: str = ""
     integer: frozenset[str] = frozenset()
     float_inside: frozenset[str] = frozenset()
     same_grid: frozenset[str] = frozenset()
     tied_inputs: frozenset[str] = frozenset()
     absorbed: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    fixed: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    fixed: Mapping[str, Mapping[str, tuple[float, int]]] = field(default_factory=dict)
     decompose: frozenset[str] = frozenset()
     per_channel: bool = True
     channel_block: int = 0

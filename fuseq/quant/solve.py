@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from fuseq import ops
 from fuseq.program import Program
 from fuseq.quant.grid import (
+    LIMITS,
     Grid,
     affine_grid,
     bias_grid,
@@ -43,22 +44,21 @@ def solve(
         The table.
     """
     ranges = {
-        group: observers[group].range(profile.activation)
+        group: observers[group].range(structure.dtypes[group])
         for group in structure.group.values()
         if group not in structure.fixed
     }
-    grids = activation_grids(program, profile, structure, ranges)
+    grids = activation_grids(program, structure, ranges)
     integers: dict[str, Tensor] = {}
     for node in program.graph.nodes:
         if node.name in structure.integer:
             _freeze_parameters(program, node, profile, grids, integers)
-            _freeze_operands(program, node, profile, grids, integers)
+            _freeze_operands(program, node, structure, grids, integers)
     return QuantizationTable(profile, grids, integers, structure.absorbed, structure.integer)
 
 
 def activation_grids(
     program: Program,
-    profile: Profile,
     structure: Structure,
     ranges: Mapping[str, tuple[float, float]],
 ) -> dict[str, Grid]:
@@ -66,8 +66,7 @@ def activation_grids(
 
     Args:
         program: float program the structure belongs to.
-        profile: the target's rules.
-        structure: which values share a grid.
+        structure: which values share a grid, and its dtype.
         ranges: smallest and largest real of each group whose grid the target leaves free.
 
     Returns:
@@ -79,10 +78,11 @@ def activation_grids(
         members.setdefault(group, []).append(nodes[name])
     chosen: dict[str, Grid] = {}
     for group, values in members.items():
+        dtype = structure.dtypes[group]
         if group in structure.fixed:
-            chosen[group] = _fixed_grid(*structure.fixed[group], profile.activation)
+            chosen[group] = _fixed_grid(*structure.fixed[group], dtype)
         else:
-            grid = _inside(affine_grid(*ranges[group], profile.activation), values)
+            grid = _inside(affine_grid(*ranges[group], dtype), values)
             sums = [n for n in values if ops.name_of(program, n) in ("add", "sub", "mean")]
             terms = [structure.group.get(a.name, "") for n in sums for a in n.all_input_nodes]
             chosen[group] = _not_finer(grid, [chosen[t] for t in terms if t in chosen])
@@ -183,11 +183,11 @@ def _freeze_parameters(
 def _freeze_operands(
     program: Program,
     node: fx.Node,
-    profile: Profile,
+    structure: Structure,
     grids: dict[str, Grid],
     integers: dict[str, Tensor],
 ) -> None:
-    """Constants and numbers that a quantized add, sub, mul or div takes."""
+    """Constants and numbers that a quantized add, sub, mul or div takes, as fine as its values."""
     if ops.name_of(program, node) not in ("add", "sub", "mul", "div", "concat"):
         return
     for arg in flat_arguments(node):
@@ -198,5 +198,13 @@ def _freeze_operands(
         else:
             continue
         low, high = (float(v) for v in value.aminmax())
-        grids[name] = affine_grid(low, high, profile.activation)
+        grids[name] = affine_grid(low, high, _widest(node, structure))
         integers[name] = grids[name].quantize(value)
+
+
+def _widest(node: fx.Node, structure: Structure) -> str:
+    """Dtype of the values a node takes and gives; the one with most integers where they differ."""
+    own = structure.absorbed.get(node.name, node.name)
+    names = [own, *(operand.name for operand in node.all_input_nodes)]
+    groups = [structure.group[name] for name in names if name in structure.group]
+    return max((structure.dtypes[group] for group in groups), key=lambda dtype: LIMITS[dtype][1])

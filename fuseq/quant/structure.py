@@ -24,6 +24,7 @@ class Structure:
 
     Attributes:
         group: name of each quantized value -> name of the value that stands for its group.
+        dtypes: group -> dtype of its grid.
         absorbed: producer name -> name of the activation computed on its accumulator.
         fixed: group -> (scale, zero point) the target demands.
         integer: names of nodes that take integers and give integers.
@@ -31,6 +32,7 @@ class Structure:
     """
 
     group: Mapping[str, str]
+    dtypes: Mapping[str, str]
     absorbed: Mapping[str, str]
     fixed: Mapping[str, tuple[float, int]]
     integer: frozenset[str]
@@ -38,7 +40,10 @@ class Structure:
 
 
 def find_structure(
-    program: Program, profile: Profile, keep: frozenset[str] = frozenset()
+    program: Program,
+    profile: Profile,
+    keep: frozenset[str] = frozenset(),
+    wide: frozenset[str] = frozenset(),
 ) -> Structure:
     """Quantization structure of a legalized program.
 
@@ -46,6 +51,8 @@ def find_structure(
         program: canonical, batch norms folded.
         profile: the target's rules.
         keep: names of nodes that stay float.
+        wide: names of nodes whose values have grids of 16 bits, and with them whatever shares
+            their grids. The activation computed on a node's accumulator is its value.
     """
     nodes = [n for n in program.graph.nodes if _is_value(n)]
     names = {n: ops.name_of(program, n) for n in nodes}
@@ -94,10 +101,15 @@ def find_structure(
         first, second = sorted((find(a), find(b)), key=order.__getitem__)
         parent[second] = first
 
+    widened = {find(n) for n in quantized if n.name in wide}
+    widened |= {find(b) for a, b in absorbed.items() if a.name in wide}
+    dtypes = {
+        find(n).name: profile.wide if find(n) in widened else profile.activation for n in quantized
+    }
     fixed = {
-        find(n).name: profile.fixed[names[n]]
+        find(n).name: profile.fixed[names[n]][dtypes[find(n).name]]
         for n in quantized & integer
-        if names[n] in profile.fixed
+        if dtypes[find(n).name] in profile.fixed.get(names[n], {})
     }
     computing = integer | set(absorbed.values()) | {n for n in moving if n in quantized}
     islands = tuple(
@@ -106,6 +118,7 @@ def find_structure(
     group = {n.name: find(n).name for n in nodes if n in quantized}
     return Structure(
         group,
+        dtypes,
         {a.name: b.name for a, b in absorbed.items()},
         fixed,
         frozenset(n.name for n in computing),

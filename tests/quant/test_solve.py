@@ -41,10 +41,11 @@ def solved(
     *,
     profile: Profile = PROFILE,
     keep: frozenset[str] = frozenset(),
+    wide: frozenset[str] = frozenset(),
 ) -> QuantizationTable:
     """Table of a program whose values took the given ranges, [-1, 1] where none is given."""
     program = program_of(function)
-    structure = find_structure(program, profile, keep)
+    structure = find_structure(program, profile, keep, wide)
     observers = {}
     for name in structure.group.values():
         observers[name] = MinMaxObserver()
@@ -109,6 +110,44 @@ def test_constant_operands_are_frozen_on_grids_of_their_own() -> None:
     assert float(number) == pytest.approx(0.75, rel=1e-6)  # the end of its grid
 
 
+@pytest.mark.parametrize("wide", ["conv", "add", "x"])
+def test_constant_operands_are_as_fine_as_the_values_of_their_op(wide: str) -> None:
+    table = solved(lambda m, x: torch.relu(m.conv(x) + 0.75), wide=frozenset({wide}))
+    assert table.grids["conv" if wide == "conv" else "relu" if wide == "add" else "x"].dtype == (
+        "uint16"
+    )
+    assert table.grids["add.operand"].dtype == ("uint8" if wide == "x" else "uint16")
+
+
+def test_sixteen_bits_give_one_value_257_times_finer_steps() -> None:
+    def function(m: Call, x: Tensor) -> object:
+        return torch.sigmoid(m.conv(x))
+
+    narrow, mixed = solved(function), solved(function, wide=frozenset({"conv"}))
+    ratio = narrow.grids["conv"].scale / mixed.grids["conv"].scale
+    assert float(ratio) == pytest.approx(257)
+    assert mixed.grids["conv"].dtype == "uint16"
+    assert {n: g for n, g in mixed.grids.items() if n != "conv"} == {
+        n: g for n, g in narrow.grids.items() if n != "conv"
+    }
+    everywhere = solved(function, profile=replace(PROFILE, activation="uint16"))
+    dtypes = {everywhere.grids[name].dtype for name in ("x", "conv", "sigmoid")}
+    assert dtypes == {"uint16"}
+    assert everywhere.grids["conv.weight"] == narrow.grids["conv.weight"]
+
+
+@pytest.mark.parametrize(("low", "high"), LIMITS)
+def test_a_grid_of_sixteen_bits_lies_inside_its_clamp(low: float, high: float) -> None:
+    table = solved(
+        lambda m, x: m.conv(x).clamp(low, high), {"clamp": (low, high)}, wide=frozenset({"clamp"})
+    )
+    grid = table.grids["clamp"]
+    bottom, top = (float(grid.scale * (end - grid.zero_point)) for end in (grid.qmin, grid.qmax))
+    step = float(affine_grid(low, high, "uint16").scale)
+    assert low <= bottom <= low + step
+    assert high - step <= top <= high
+
+
 def test_weights_and_biases_are_frozen_where_integers_are_computed() -> None:
     table = solved(lambda m, x: m.conv(x))
     weight, bias = table.grids["conv.weight"], table.grids["conv.bias"]
@@ -136,7 +175,7 @@ def test_per_tensor_targets_get_one_scale_for_all_channels() -> None:
 
 
 def test_a_fixed_grid_wins_over_what_was_seen() -> None:
-    profile = replace(PROFILE, fixed={"sigmoid": (1 / 256, 0)})
+    profile = replace(PROFILE, fixed={"sigmoid": {"uint8": (1 / 256, 0)}})
     table = solved(lambda m, x: torch.sigmoid(m.conv(x)), {"sigmoid": (0.4, 0.6)}, profile=profile)
     assert float(table.grids["sigmoid"].scale) == 1 / 256
 

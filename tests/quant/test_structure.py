@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,8 +35,9 @@ def structure_of(
     *,
     profile: Profile = PROFILE,
     keep: frozenset[str] = frozenset(),
+    wide: frozenset[str] = frozenset(),
 ) -> Structure:
-    return find_structure(program_of(function), profile, keep)
+    return find_structure(program_of(function), profile, keep, wide)
 
 
 def groups(structure: Structure) -> set[frozenset[str]]:
@@ -148,13 +150,43 @@ def test_fixed_grids_hold_for_the_whole_group() -> None:
         arithmetic="ideal",
         integer=frozenset({"conv2d", "sigmoid"}),
         same_grid=frozenset({"max_pool"}),
-        fixed={"sigmoid": (1 / 256, 0)},
+        fixed={"sigmoid": {"uint8": (1 / 256, 0)}},
     )
     structure = structure_of(
         lambda m, x: m.b(F.max_pool2d(torch.sigmoid(m.a(x)), 2)), profile=profile
     )
     assert structure.fixed == {"sigmoid": (1 / 256, 0)}
     assert structure.group["max_pool"] == "sigmoid"
+
+
+def test_a_fixed_grid_is_that_of_the_dtype() -> None:
+    profile = replace(PROFILE, fixed={"sigmoid": {"uint8": (1 / 256, 0)}})
+    wide = structure_of(
+        lambda m, x: m.b(torch.sigmoid(m.a(x))), profile=profile, wide=frozenset({"sigmoid"})
+    )
+    assert wide.dtypes["sigmoid"] == "uint16"
+    assert wide.fixed == {}
+
+
+@pytest.mark.parametrize(
+    ("named", "widened"),
+    [
+        ("a", {"relu"}),  # its value is that of the ReLU on its accumulator
+        ("relu", {"relu"}),
+        ("x", {"x"}),
+        ("max_pool", {"b", "max_pool"}),  # a group has one grid
+        ("concat", {"concat", "requantize", "requantize_1"}),
+    ],
+)
+def test_wide_values_bring_their_groups_and_no_other(named: str, widened: set[str]) -> None:
+    structure = structure_of(
+        lambda m, x: (lambda y: torch.cat([F.max_pool2d(m.b(y), 1), y], 1))(torch.relu(m.a(x))),
+        wide=frozenset({named}),
+    )
+    wide = {n for n, group in structure.group.items() if structure.dtypes[group] == "uint16"}
+    assert wide == widened
+    others = structure.group.keys() - wide
+    assert {structure.dtypes[structure.group[name]] for name in others} == {"uint8"}
 
 
 def test_structure_depends_on_no_order_of_hashes() -> None:
