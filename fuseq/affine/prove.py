@@ -45,11 +45,13 @@ class FusedNode:
         name: of the node.
         op: its canonical name.
         source: `file:line`, or the empty string.
+        scope: path of the module of the user's that ran it, or the empty string.
     """
 
     name: str
     op: str
     source: str
+    scope: str
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def certified(program: Program, node: fx.Node, certificates: dict[str, Certifica
         return certificates[str(node.target)]
     work, parameters = macs(program, node), _parameters(program, node)
     name, path = ops.name_of(program, node), str(node.target)
-    named = (FusedNode(node.name, name, program.source(node)),)
+    named = (FusedNode(node.name, name, program.source(node), node.meta.get("scope") or ""),)
     return Certificate(
         path, name, named, "", "", (), 0.0, ANYWHERE, work, work, parameters, parameters
     )

@@ -27,7 +27,7 @@ def test_fuse_answers_with_one_document(run, model):
     for region in document["regions"]:
         assert {"module", "nodes", "root", "rules", "residual", "validity"} <= region.keys()
         assert {"macs_before", "macs_after", "parameters_before"} <= region.keys()
-        assert all({"name", "op", "source"} == node.keys() for node in region["nodes"])
+        assert all({"name", "op", "source", "scope"} == node.keys() for node in region["nodes"])
     assert all({"node", "reason"} <= refusal.keys() for refusal in document["refused"])
     assert "the user's model prints this" in answer.stderr
 
