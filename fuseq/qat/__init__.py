@@ -1,0 +1,1 @@
+"""Quantization-aware training in the integers of the target."""
