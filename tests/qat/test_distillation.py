@@ -1,0 +1,198 @@
+"""Bottlenecks are found by the path of the user's module, in models and in fused programs."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fuseq
+from fuseq.errors import FuseqError
+from fuseq.qat.distillation import Features, SelfTeacher, feature_loss, value_of
+
+X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Block(nn.Module):
+    """Three branches and an activation."""
+
+    def __init__(self, before, after):
+        super().__init__()
+        self.wide = nn.Conv2d(before, after, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(after)
+        self.narrow = nn.Conv2d(before, after, 1)
+
+    def forward(self, x):
+        return torch.relu(self.norm(self.wide(x)) + self.narrow(x))
+
+
+class Net(nn.Module):
+    """Encoder, bottleneck, decoder, and a skip that is concatenated."""
+
+    def __init__(self, bottleneck=None):
+        super().__init__()
+        self.encoder = nn.Sequential(Block(3, 8), nn.MaxPool2d(2))
+        self.bottleneck = bottleneck or nn.Sequential(Block(8, 8), Block(8, 8))
+        self.decoder = nn.Conv2d(16, 12, 3, padding=1)
+
+    def forward(self, x):
+        low = self.encoder(x)
+        return nn.functional.pixel_shuffle(
+            self.decoder(torch.cat((low, self.bottleneck(low)), 1)), 2
+        )
+
+
+def trained(model):
+    """With weights and statistics off their defaults, in eval."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = torch.randn(module.num_features)
+            module.running_var = 0.5 + torch.rand(module.num_features)
+            nn.init.normal_(module.weight)
+    return model.eval()
+
+
+def programs(model):
+    """A model in four states of the pipeline, and from both front ends."""
+    for front_end in ("export", "fx"):
+        captured = fuseq.capture(model, X, front_end=front_end)
+        fused = fuseq.fuse(captured)
+        yield captured
+        yield fused
+        yield fuseq.quantize(fused, target="onnx", calibration=[X])
+
+
+def test_the_loss_by_hand():
+    student, teacher = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]], requires_grad=True)
+    student.requires_grad_()
+    loss = feature_loss(student, teacher)
+    assert loss.item() == (1 + 4) / 2
+    loss.backward()
+    torch.testing.assert_close(student.grad, torch.tensor([[1.0, -2.0]]))
+    assert teacher.grad is None
+    assert feature_loss(student.half(), teacher.half()).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"shapes differ: \(1, 2\) and \(2, 1\)"):
+        feature_loss(student, teacher.T)
+
+
+def test_features_of_a_module():
+    model = trained(Net())
+    features = Features(model, "bottleneck")
+    output, value = features(X)
+    torch.testing.assert_close(output, model(X), rtol=0, atol=0)
+    torch.testing.assert_close(value, model.bottleneck(model.encoder(X)), rtol=0, atol=0)
+    assert model.bottleneck._forward_hooks == {}
+    value.sum().backward()
+    assert model.encoder[0].wide.weight.grad is not None
+    assert model.decoder.weight.grad is None
+    (of_output,) = torch.autograd.grad(features(X)[0].sum(), [model.bottleneck[1].wide.weight])
+    assert of_output.abs().sum() > 0
+
+
+def test_the_hook_goes_when_the_model_raises():
+    model = trained(Net())
+    with pytest.raises(RuntimeError):
+        Features(model, "bottleneck")(torch.zeros(1, 5, 8, 8))
+    assert model.bottleneck._forward_hooks == {}
+
+
+def test_paths_that_name_no_single_value():
+    class Twice(Net):
+        def forward(self, x):
+            low = self.encoder(x)
+            return self.decoder(torch.cat((self.bottleneck(low), self.bottleneck(-low)), 1))
+
+    with pytest.raises(FuseqError, match="did you mean bottleneck") as raised:
+        Features(Net(), "botleneck")
+    assert raised.value.code == "FQ007"
+    with pytest.raises(FuseqError, match="'bottleneck' has no value of its own: it gave Tensor, T"):
+        Features(Twice(), "bottleneck")(X)
+    with pytest.raises(FuseqError, match="'bottleneck' gives `"):
+        value_of(fuseq.capture(Twice(), X), "bottleneck")
+    with pytest.raises(FuseqError, match="did you mean bottleneck"):
+        value_of(fuseq.fuse(Net(), X), "botleneck")
+
+
+def test_the_teacher_computes_the_bottleneck_in_every_state_of_the_pipeline():
+    model = trained(Net())
+    for path in ("bottleneck", "bottleneck.0", "encoder", "encoder.0"):
+        _, expected = Features(model, path)(X)
+        for program in programs(model):
+            torch.testing.assert_close(SelfTeacher(program, path)(X), expected)
+
+
+def test_a_node_can_be_named():
+    program = fuseq.fuse(trained(Net()), X)
+    relu = value_of(program, "bottleneck")
+    assert relu.name.startswith("relu")
+    assert value_of(program, relu.name) is relu
+    assert value_of(program, relu.all_input_nodes[0].name) is relu.all_input_nodes[0]
+
+
+def test_the_teacher_is_frozen_and_ends_at_the_bottleneck():
+    program = fuseq.capture(trained(Net()), X)
+    teacher = SelfTeacher(program, "bottleneck").train()
+    before, names = teacher(X), [name for name, _ in teacher.named_parameters()]
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not any("decoder" in name for name in names)
+    assert any("bottleneck" in name for name in names)
+    assert not before.requires_grad
+    assert any(isinstance(module, nn.BatchNorm2d) for module in teacher.modules())
+    for parameter in program.module.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(teacher(X), before)  # its own weights, and statistics that stay
+    output = next(n for n in program.graph.nodes if n.op == "output")
+    assert output.all_input_nodes[0].name != teacher.node  # the program is as it was
+
+
+def test_an_end_that_was_fused_into_the_next_layer_is_refused():
+    class Narrow(Net):
+        def __init__(self):
+            super().__init__(nn.Sequential(Block(8, 8), nn.Conv2d(8, 8, 1)))
+            self.decoder = nn.Conv2d(8, 12, 1)
+
+        def forward(self, x):
+            return self.decoder(self.bottleneck(self.encoder(x)))
+
+    model = trained(Narrow())
+    assert value_of(fuseq.capture(model, X), "bottleneck").name == "bottleneck_1"
+    fused = fuseq.fuse(model, X)
+    with pytest.raises(FuseqError, match="its end was fused into `") as raised:
+        value_of(fused, "bottleneck")
+    assert raised.value.code == "FQ007"
+    _, expected = Features(model, "bottleneck.0")(X)
+    torch.testing.assert_close(SelfTeacher(fused, "bottleneck.0")(X), expected)
+
+
+def test_a_student_of_its_own_float_self_has_nothing_to_learn():
+    model = trained(Net())
+    teacher = SelfTeacher(fuseq.fuse(copy.deepcopy(model), X), "bottleneck")
+    student = Features(model, "bottleneck")
+    assert feature_loss(student(X)[1], teacher(X)) < 1e-12
+
+
+def test_a_norm_at_the_start_may_join_the_layer_before():
+    class PreActivated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x):
+            return torch.relu(self.conv(torch.relu(self.norm(x))))
+
+    class Pooled(Net):
+        def __init__(self):
+            super().__init__(PreActivated())
+            self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(8))
+            self.decoder = nn.Conv2d(8, 12, 1)
+
+        def forward(self, x):
+            return self.decoder(self.bottleneck(self.encoder(x)))
+
+    model = trained(Pooled())
+    fused = fuseq.fuse(model, X)
+    assert fused.report is not None
+    assert fused.report["ops"]["bn_after"] == 0
+    _, expected = Features(model, "bottleneck")(X)
+    torch.testing.assert_close(SelfTeacher(fused, "bottleneck")(X), expected)
