@@ -31,7 +31,7 @@ class OnnxBackend(Backend):
     """Writes ONNX.
 
     Attributes:
-        opset: 18 or 21.
+        opset: 18 or 21; by default 18, and 21 for grids of 16 bits, which 18 does not have.
         io: "float" inputs and outputs with quantizers inside, or "integer" ones without.
         dynamic: leave open the sizes the program was proved to take.
         simplify: run onnxsim on the float model.
@@ -63,14 +63,14 @@ class OnnxBackend(Backend):
         channel_block=16,
     )
 
-    opset: int = 18
+    opset: int | None = None
     io: str = "float"
     dynamic: bool = True
     simplify: bool = True
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if self.opset not in (18, 21):
+        if self.opset not in (None, 18, 21):
             raise FuseqError("FQ012", f"opset {self.opset} is not supported", fix="18 or 21")
         if self.io not in ("float", "integer"):
             raise FuseqError("FQ012", f"unknown io '{self.io}'", fix="float or integer")
@@ -83,6 +83,10 @@ class OnnxBackend(Backend):
             if dtype not in DTYPES:
                 reason = f"an output of {dtype}, which the file has no place for"
                 found.append(Refusal(node.name, program.source(node), reason, "return y.float()"))
+        for node in _wide_nodes(program)[: self.opset == 18]:
+            reason = "a grid of 16 bits, which QuantizeLinear has from opset 21 on"
+            fix = "-b 'onnx{opset=21}', which is the default here"
+            found.append(Refusal(node.name, program.source(node), reason, fix))
         for node in program.graph.nodes:
             name = ops.name_of(program, node)
             if name == "avg_pool" and _hangs_over(node) and program.quantization is not None:
@@ -109,10 +113,11 @@ class OnnxBackend(Backend):
 
     def lower(self, program: Program, out: Path) -> list[Artifact]:
         """`model.fp32.onnx`, and `model.int8.qdq.onnx` if the program is quantized."""
+        opset = self.opset or (21 if _wide_nodes(program) else 18)
         float_program = program.clone()
         float_program.quantization = None
         model = to_onnx(
-            float_program, name="fused", opset=self.opset, dynamic=self.dynamic, integer_io=False
+            float_program, name="fused", opset=opset, dynamic=self.dynamic, integer_io=False
         )
         (out / "model.fp32.onnx").write_bytes(
             _serialized(_simplified(model) if self.simplify else model)
@@ -122,7 +127,7 @@ class OnnxBackend(Backend):
             model = to_onnx(
                 program,
                 name="quantized",
-                opset=self.opset,
+                opset=opset,
                 dynamic=self.dynamic,
                 integer_io=self.integer_io,
             )
@@ -151,6 +156,12 @@ class OnnxBackend(Backend):
             Tool("onnx", onnx.__version__, True, "writes and checks the files"),
             Tool("onnxruntime", onnxruntime.__version__, True, f"runs the checks; {vnni}"),
         ]
+
+
+def _wide_nodes(program: Program) -> list[fx.Node]:
+    grids = program.quantization.grids if program.quantization else {}
+    wide = {name for name, grid in grids.items() if grid.dtype == OnnxBackend.profile.wide}
+    return [node for node in program.graph.nodes if node.name in wide]
 
 
 def _has_free_size(program: Program) -> bool:

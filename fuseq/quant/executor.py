@@ -44,8 +44,8 @@ class Execution:
         result: outputs as reals, nested as the model nests them.
         integers: int32 values by node name, of every value on a grid.
         reals: float values by node name, of every value without one.
-        rounded: names of values on a grid that were computed in float: their integers depend on
-            how a machine rounds floats, all others' do not.
+        rounded: names of values on a grid that were computed in float and depend on how a machine
+            adds and rounds floats; all others' integers do not.
     """
 
     result: Any
@@ -193,6 +193,13 @@ class IntegerInterpreter(fx.Interpreter):
 
     # --- what kernels ask ---
 
+    def arithmetic_of(self, node: fx.Node, grid: Grid) -> Arithmetic:
+        """The arithmetic of a node whose result is on a grid; `rounded` notes if it is inexact."""
+        chosen = self.arithmetic.between(grid, *(x.grid for x in self.operands(node)))
+        if ops.name_of(self.program, node) in chosen.inexact:
+            self.rounded.add(self.table.absorbed.get(node.name, node.name))
+        return chosen
+
     def _operand(self, node: fx.Node, arg: Any) -> Any:
         if isinstance(arg, fx.Node):
             return self.env[arg]
@@ -227,18 +234,22 @@ def _conv2d(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     geometry: dict[str, Any] = {
         name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")
     }
-    return runner.arithmetic.convolve(x.q, x.grid, *runner.parameters(node), grid, **geometry)
+    return runner.arithmetic_of(node, grid).convolve(
+        x.q, x.grid, *runner.parameters(node), grid, **geometry
+    )
 
 
 def _linear(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,) = runner.operands(node)
-    return runner.arithmetic.linear(x.q, x.grid, *runner.parameters(node), grid)
+    return runner.arithmetic_of(node, grid).linear(x.q, x.grid, *runner.parameters(node), grid)
 
 
 def _binary(name: str) -> Kernel:
     def kernel(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
         a, b = runner.operands(node)
-        result: Tensor = getattr(runner.arithmetic, name)(a.q, a.grid, b.q, b.grid, grid)
+        result: Tensor = getattr(runner.arithmetic_of(node, grid), name)(
+            a.q, a.grid, b.q, b.grid, grid
+        )
         return result
 
     return kernel
@@ -250,7 +261,9 @@ def _unary(name: str, **attributes: str) -> Kernel:
     def kernel(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
         (x,) = runner.operands(node)
         values = {parameter: node.kwargs[key] for parameter, key in attributes.items()}
-        result: Tensor = getattr(runner.arithmetic, name)(x.q, x.grid, grid, **values)
+        result: Tensor = getattr(runner.arithmetic_of(node, grid), name)(
+            x.q, x.grid, grid, **values
+        )
         return result
 
     return kernel
@@ -259,14 +272,16 @@ def _unary(name: str, **attributes: str) -> Kernel:
 def _concat(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     values = runner.operands(node)
     dim: Any = node.kwargs["dim"]
-    return runner.arithmetic.concat([v.q for v in values], [v.grid for v in values], grid, dim)
+    return runner.arithmetic_of(node, grid).concat(
+        [v.q for v in values], [v.grid for v in values], grid, dim
+    )
 
 
 def _mean(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,) = runner.operands(node)
     if node.kwargs["dim"] != (2, 3) or x.q.dim() != 4:
         return runner.rounded_once(node, grid).q
-    pooled = runner.arithmetic.global_average_pool(x.q, x.grid, grid)
+    pooled = runner.arithmetic_of(node, grid).global_average_pool(x.q, x.grid, grid)
     return pooled if node.kwargs["keepdim"] else pooled.flatten(1)
 
 
@@ -274,13 +289,13 @@ def _avg_pool(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,), k = runner.operands(node), dict(node.kwargs)
     if k.pop("ceil_mode") or k.pop("divisor_override") is not None:
         return runner.rounded_once(node, grid).q
-    return runner.arithmetic.average_pool(x.q, x.grid, grid, **k)  # type: ignore[arg-type]
+    return runner.arithmetic_of(node, grid).average_pool(x.q, x.grid, grid, **k)  # type: ignore[arg-type]
 
 
 def _interpolate(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,) = runner.operands(node)
     k: dict[str, Any] = dict(fx.node.map_arg(node.kwargs, runner.env.__getitem__))
-    return runner.arithmetic.interpolate_bilinear(
+    return runner.arithmetic_of(node, grid).interpolate_bilinear(
         x.q,
         x.grid,
         grid,
@@ -294,13 +309,13 @@ def _clamp(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,) = runner.operands(node)
     low, high = (node.kwargs[k] for k in ("min", "max"))
     bounds = (float("-inf") if low is None else low, float("inf") if high is None else high)
-    return runner.arithmetic.clamp(x.q, x.grid, grid, *bounds)  # type: ignore[arg-type]
+    return runner.arithmetic_of(node, grid).clamp(x.q, x.grid, grid, *bounds)  # type: ignore[arg-type]
 
 
 def _prelu(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,), layer = runner.operands(node), runner.program.get(node)
     assert isinstance(layer, nn.PReLU)
-    return runner.arithmetic.prelu(x.q, x.grid, layer.weight, grid)
+    return runner.arithmetic_of(node, grid).prelu(x.q, x.grid, layer.weight, grid)
 
 
 _KERNELS: dict[str, Kernel] = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from fuseq.errors import FuseqError
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,37 @@ class Profile:
                 f"profile '{self.name}': absorbed {', '.join(loose)} must be in integer or "
                 "float_inside too, for where nothing absorbs them"
             )
+
+    def with_choices(
+        self, activation: str | None = None, per_channel: bool | None = None
+    ) -> Profile:
+        """The rules with a user's choices, of those the target has.
+
+        Args:
+            activation: dtype of activations, `activation` or `wide`; None to leave it.
+            per_channel: whether weights have one scale per output channel; None to leave it.
+
+        Raises:
+            FuseqError: FQ012 for what the target does not have.
+        """
+        has = [dtype for dtype in (self.activation, self.wide) if dtype]
+        if activation is not None and activation not in has:
+            raise FuseqError(
+                "FQ012",
+                f"target '{self.name}' has no activations of {activation}",
+                fix=f"activation={' or activation='.join(has)}",
+            )
+        if per_channel and not self.per_channel:
+            raise FuseqError(
+                "FQ012",
+                f"target '{self.name}' has one scale for each weight, not one for each channel",
+                fix="per_channel=false",
+            )
+        return replace(
+            self,
+            activation=activation or self.activation,
+            per_channel=self.per_channel if per_channel is None else per_channel,
+        )
 
     def computes(self, op: str) -> bool:
         """Whether an op takes and gives integers."""

@@ -19,7 +19,12 @@ from torch import Tensor
 
 from fuseq.quant.grid import LIMITS, Grid
 
-ELEMENT = {"uint8": TensorProto.UINT8, "int8": TensorProto.INT8, "float32": TensorProto.FLOAT}
+ELEMENT = {
+    "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
+    "uint16": TensorProto.UINT16,
+    "float32": TensorProto.FLOAT,
+}
 
 
 class Qdq:

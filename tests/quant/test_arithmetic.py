@@ -11,20 +11,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fuseq.quant.arithmetic import Ideal, OnnxRuntime
-from fuseq.quant.arithmetic.base import accumulator_dtype
+from fuseq.quant.arithmetic.base import exact_sum, holds_sums
 from fuseq.quant.grid import Grid
 from tests.quant.qdq import any_grid, integers
 
 
 def test_sums_are_exact_up_to_the_bound_of_float32() -> None:
-    grid = Grid(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), "uint8")
     weight = torch.full((4, 57, 3, 3), 127, dtype=torch.int8)
-    assert accumulator_dtype(weight, grid) is torch.float32
-    assert accumulator_dtype(weight.repeat(1, 2, 1, 1), grid) is torch.float64
+    assert holds_sums(weight, 255)
+    assert not holds_sums(weight.repeat(1, 2, 1, 1), 255)
     x = torch.full((16, 57, 9, 9), 255)
     x[:, ::7] = 254
     total = F.conv2d(x.float(), weight.float())
     assert torch.equal(total.double(), F.conv2d(x.double(), weight.double()))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+@pytest.mark.parametrize(("channels", "kernel"), [(3, 1), (16, 1), (1, 3), (12, 3), (64, 5)])
+def test_sums_are_those_of_int64(channels: int, kernel: int, dtype: str) -> None:
+    """Every way to them: float32, two halves of 16 bits, float64."""
+    random = np.random.default_rng(channels)
+    grid = any_grid(random, dtype)
+    q = integers(random, (2, channels, 6, 7), grid)
+    q[0, :, :2] = grid.qmax
+    q[1, :, :2] = grid.qmin
+    weight = torch.from_numpy(random.integers(-127, 128, (5, channels, kernel, kernel)))
+    weight[0], weight[1] = 127, -127
+    centered = q - grid.zero_point
+    sums = exact_sum(F.conv2d, centered, weight.to(torch.int8), grid)
+    windows = centered.long().unfold(2, kernel, 1).unfold(3, kernel, 1)
+    expected = torch.einsum("nchwij,ocij->nohw", windows, weight)
+    assert sums.dtype == torch.float64
+    assert torch.equal(sums.long(), expected)
 
 
 def test_autocast_does_not_reach_the_integers() -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fuseq
-from fuseq import ops
+from fuseq import ops, plugins, rewrite
 from fuseq.program import Program
 from fuseq.quant.executor import execute
 from fuseq.quant.grid import Grid
@@ -47,6 +47,16 @@ def program() -> Program:
     torch.manual_seed(1)
     data = [torch.rand(4, 3, 9, 11) - 0.3 for _ in range(2)]
     return fuseq.quantize(fuseq.capture(Net(), torch.rand(1, 3, 9, 11)), calibration=data)
+
+
+def mixed(options: dict[str, Any]) -> Program:
+    torch.manual_seed(1)
+    data = [torch.rand(4, 3, 9, 11) - 0.3 for _ in range(2)]
+    profile = plugins.load("backends", "onnx").profile
+    program = fuseq.capture(Net(), torch.rand(1, 3, 9, 11))
+    program = rewrite.apply(plugins.load("passes", "legalize")(profile=profile), program)
+    quantize = plugins.load("passes", "quantize")
+    return rewrite.apply(quantize(profile=profile, calibration=data, **options), program)
 
 
 def inputs(batch: int = 2) -> Tensor:
@@ -244,6 +254,26 @@ def test_sums_beyond_what_float32_holds_are_exact(arithmetic: str) -> None:
     # The runtime multiplies the exact sum in float32: one step at ties and nowhere else.
     slack = 0 if arithmetic == "ideal" else 1
     assert max(abs(a - b) for a, b in zip(actual, expected, strict=True)) <= slack
+
+
+@pytest.mark.parametrize("options", [{"activation": "uint16"}, {"wide": ("stem", "mix", "add")}])
+def test_ideal_arithmetic_of_sixteen_bits_is_exact_too(options: dict[str, Any]) -> None:
+    program = mixed(options)
+    x = inputs()
+    expected = Slow(program).run(x)
+    for name, q in fuseq.execute(program, (x,), arithmetic="ideal").integers.items():
+        assert np.array_equal(q.numpy(), expected[name]), name
+
+
+def test_rounded_are_the_float_sums_beside_sixteen_bits() -> None:
+    """What reads or makes 16 bits, and adds in an order that the machine chooses."""
+    assert execute(mixed({}), (inputs(),)).rounded == frozenset()
+    program = mixed({"wide": ("grouped",)})
+    assert execute(program, (inputs(),)).rounded == {"grouped"}
+    assert execute(program, (inputs(),), "ideal").rounded == frozenset()
+    program = mixed({"wide": ("concat", "stem")})
+    # `stem` and `mix` by the activations on their accumulators; the addition has no order.
+    assert execute(program, (inputs(),)).rounded == {"clamp", "depthwise", "relu"}
 
 
 def test_given_integers_replace_the_values_readers_see(program: Program) -> None:

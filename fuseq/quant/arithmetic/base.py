@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +31,23 @@ class Arithmetic(ABC):
 
     Every method takes int32 tensors with their per-tensor `Grid`s and returns an int32 tensor on
     `output_grid`, shapes as the torch op of the same name gives them.
+
+    Attributes:
+        name: as `ARITHMETICS` has it.
+        inexact: canonical names of the ops that the runtime computes in float in an order, or with
+            functions, of the machine's own: integers of ours and of the runtime's may differ by one
+            step there.
     """
 
     name: ClassVar[str]
+    inexact: ClassVar[frozenset[str]] = frozenset()
+
+    def between(self, *grids: Grid) -> Arithmetic:
+        """The arithmetic of an op whose operands and result are on these grids.
+
+        Another one where the runtime has no integer kernel for them.
+        """
+        return self
 
     @abstractmethod
     def quantize(self, real: Tensor, grid: Grid) -> Tensor:
@@ -88,11 +102,12 @@ class Arithmetic(ABC):
             dilation: as `torch.nn.functional.conv2d`.
             groups: as `torch.nn.functional.conv2d`.
         """
-        dtype = accumulator_dtype(weight, grid)
-        with torch.autocast(x.device.type, enabled=False):
-            total = F.conv2d(
-                _centered(x, grid, dtype), weight.to(dtype), None, stride, padding, dilation, groups
-            ).double()
+        total = exact_sum(
+            lambda x, weight: F.conv2d(x, weight, None, stride, padding, dilation, groups),
+            x - grid.zero_point,
+            weight,
+            grid,
+        )
         if bias is not None:
             total = total + bias.double().reshape(-1, 1, 1)
         return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=1)
@@ -107,16 +122,14 @@ class Arithmetic(ABC):
         output_grid: Grid,
     ) -> Tensor:
         """Linear layer `[..., in] -> [..., out]`, weight int8 `[out, in]`, bias int32 `[out]`."""
-        dtype = accumulator_dtype(weight, grid)
-        with torch.autocast(x.device.type, enabled=False):
-            total = F.linear(_centered(x, grid, dtype), weight.to(dtype)).double()
+        total = exact_sum(F.linear, x - grid.zero_point, weight, grid)
         if bias is not None:
             total = total + bias.double()
         return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=-1)
 
     def matmul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """Product of two activations, as `torch.matmul`."""
-        total = _centered(a, grid_a, torch.float64) @ _centered(b, grid_b, torch.float64)
+        total = (a - grid_a.zero_point).double() @ (b - grid_b.zero_point).double()
         return self.requantize_accumulator(total, (grid_a, grid_b), output_grid, axis=-1)
 
     def add(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
@@ -245,26 +258,47 @@ class Arithmetic(ABC):
         return self.quantize(real, output_grid)
 
 
-def accumulator_dtype(weight: Tensor, grid: Grid) -> torch.dtype:
-    """The cheapest dtype in which a weighted sum of integers is exact, whatever the input.
+Product: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
-    float32 holds every integer up to 2**24: exact, in any order of summation, while
-    `sum|w| * max|x - zero_point| <= 2**24` for each output channel. float64 otherwise, and on
-    accelerators, whose convolutions may round their inputs (TF32) or transform them (Winograd).
+
+def exact_sum(product: Product, x: Tensor, weight: Tensor, grid: Grid) -> Tensor:
+    """Weighted sums of integers, float64 holding integers, none of them rounded.
+
+    float32 holds every integer up to 2**24: a sum is exact, in any order, while
+    `sum|w| * max|x| <= 2**24` for each output channel. Where 16 bits exceed that,
+
+        sum w x = 256 sum w floor(x / 256) + sum w (x mod 256)
+
+    has two sums that mostly do not. torch convolves twice in float32 in less time than once in
+    float64 (0.2 to 0.7 of it), but for kernels of one tap, which are matrix products. float64
+    otherwise, and on accelerators, whose convolutions may round their inputs (TF32) or transform
+    them (Winograd).
 
     Args:
+        product: of an input and a weight, linear in both.
+        x: int32, zero point subtracted.
         weight: int8 `[O, ...]`.
         grid: grid of the input.
     """
-    if weight.device.type != "cpu":
-        return torch.float64
-    largest = max(grid.qmax - int(grid.zero_point), int(grid.zero_point) - grid.qmin)
+    with torch.autocast(x.device.type, enabled=False):
+        if holds_sums(weight, _largest(grid)):
+            return product(x.float(), weight.float()).double()
+        if weight[0, 0].numel() > 1 and holds_sums(weight, 256):
+            high = x >> 8
+            low = x - (high << 8)
+            tops, rests = (product(part.float(), weight.float()) for part in (high, low))
+            return torch.add(rests.double(), tops.double(), alpha=256)
+        return product(x.double(), weight.double())
+
+
+def holds_sums(weight: Tensor, largest: int) -> bool:
+    """Whether float32 sums of weighted integers up to `largest` are exact here."""
     bound = int(weight.flatten(1).long().abs().sum(1).max()) * largest
-    return torch.float32 if bound <= 2**24 else torch.float64
+    return weight.device.type == "cpu" and bound <= 2**24
 
 
-def _centered(x: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
-    return (x - grid.zero_point).to(dtype)
+def _largest(grid: Grid) -> int:
+    return max(grid.qmax - int(grid.zero_point), int(grid.zero_point) - grid.qmin)
 
 
 def along(scale: Tensor, like: Tensor, axis: int) -> Tensor:
