@@ -19,13 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fuseq
-from fuseq import plugins
+from fuseq import plugins, rewrite
 from fuseq.backend import Backend
 from fuseq.equivalence import Check
 from fuseq.program import Program
+from fuseq.quant.structure import find_structure
 from tests.quant.random_networks import SIZES, RandomNetwork
 
 OnnxBackend = plugins.load("backends", "onnx")
+PROFILE = OnnxBackend.profile
 BACKENDS = [
     OnnxBackend(opset=opset, io=io, dynamic=dynamic, simplify=False)
     for opset, io, dynamic in itertools.product((18, 21), ("float", "integer"), (True, False))
@@ -37,12 +39,17 @@ SEEDS = (*range(16), 2281)
 
 
 def parity(
-    program: Program, backend: Backend, calibration: Sequence[Tensor], observer: str, out: Path
+    program: Program,
+    backend: Backend,
+    calibration: Sequence[Tensor],
+    observer: str,
+    out: Path,
+    options: str = "",
 ) -> list[Check]:
-    """Parity checks of a lowered program."""
+    """Parity checks of a lowered program, quantized with options."""
     bundle = fuseq.lower(
         program, backend=backend, out=out, calibration=calibration, observer=observer,
-        passes="legalize,quantize",
+        passes=f"legalize,quantize{{{options}}}",
     )  # fmt: skip
     assert bundle.result is not None
     checks = [check for check in bundle.result.checks if check.id.startswith("parity-")]
@@ -61,10 +68,40 @@ def fuzzed(seed: int, out: Path) -> list[Check]:
     return parity(program, BACKENDS[seed % 8], calibration, draw.choice(OBSERVERS), out / str(seed))
 
 
+def fuzzed_mixed(seed: int, out: Path) -> list[Check]:
+    """Parity checks of one random network with values of 8 and 16 bits."""
+    draw = random.Random(seed)
+    net = RandomNetwork(seed, draw.choice((3, 6, 10, 14))).eval()
+    generator = torch.Generator().manual_seed(seed)
+    program = fuseq.capture(net, net.inputs(SIZES[0], generator))
+    calibration = [net.inputs((2, *SIZES[0][1:]), generator) for _ in range(2)]
+    options = [f"per_channel={draw.choice(('true', 'false'))}"]
+    if draw.random() < 0.2:
+        options.append("activation=uint16")
+    else:
+        legal = rewrite.apply(plugins.load("passes", "legalize")(profile=PROFILE), program)
+        names = list(find_structure(legal, PROFILE).group)
+        share = draw.choice((0.1, 0.3, 0.7))
+        options.append(f"wide={tuple(n for n in names if draw.random() < share)}")
+    backend = OnnxBackend(
+        io=draw.choice(("float", "integer")), dynamic=draw.random() < 0.5, simplify=False
+    )
+    return parity(
+        program, backend, calibration, draw.choice(OBSERVERS), out / str(seed), ",".join(options)
+    )
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_networks_agree_in_every_integer(seed: int, tmp_path: Path) -> None:
     checks = fuzzed(seed, tmp_path)
     assert sum(check.metrics["total"] for check in checks) > 100
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_networks_of_two_widths_agree(seed: int, tmp_path: Path) -> None:
+    """In every integer of 8 bits and of ops that work element by element; else within a step."""
+    checks = fuzzed_mixed(seed, tmp_path)
+    assert sum(check.metrics["total"] for check in checks) > 50
 
 
 class Call(nn.Module):
@@ -134,12 +171,14 @@ def test_integer_pools_the_runtime_gets_wrong_are_refused(tmp_path: Path) -> Non
 
 
 def main(first: int, last: int) -> None:
-    """Run seeds and print what fails."""
+    """Run seeds, of one width and of two, and print what fails."""
     compared = 0
     for seed in range(first, last):
         try:
             with tempfile.TemporaryDirectory() as folder:
-                compared += sum(int(c.metrics["total"]) for c in fuzzed(seed, Path(folder)))
+                for run in (fuzzed, fuzzed_mixed):
+                    checks = run(seed, Path(folder) / run.__name__)
+                    compared += sum(int(check.metrics["total"]) for check in checks)
         except Exception as error:
             print(seed, type(error).__name__, str(error).splitlines()[0], flush=True)
     print(f"{last - first} networks, {compared} integers")
