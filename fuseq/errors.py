@@ -35,6 +35,9 @@ CODES: dict[str, tuple[str, int]] = {
     "FQ301": ("a pass broke its numeric promise", GATE_FAILED),
     "FQ302": ("a check failed its gate", GATE_FAILED),
     "FQ401": ("a value cannot be quantized", REFUSED),
+    "FQ402": ("training left the finite numbers", REFUSED),
+    "FQ403": ("branches would be trained apart and shipped together", REFUSED),
+    "FQ404": ("ranks of a distributed run disagree", REFUSED),
     "FQ501": ("the backend cannot lower the program", REFUSED),
     "FQ502": ("a backend's tool is missing or incompatible", TOOL_MISSING),
 }

@@ -13,19 +13,8 @@ from fuseq.program import Program
 from fuseq.quant.calibrate import calibrate
 from fuseq.quant.profile import Profile
 from fuseq.quant.solve import solve
-from fuseq.quant.structure import Structure, find_structure
+from fuseq.quant.structure import FloatIslands, Structure, find_structure
 from fuseq.requirements import batch_norms_folded
-
-
-@dataclass(frozen=True)
-class FloatIslands:
-    """Compute nodes that stay float in a quantized program.
-
-    Attributes:
-        islands: their names.
-    """
-
-    islands: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,24 @@
 """Quantization-aware training in the integers of the target."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fuseq.qat.model import QatModel, finalize
+    from fuseq.qat.preparation import prepare
+
+_HOMES = {
+    "QatModel": "fuseq.qat.model",
+    "finalize": "fuseq.qat.model",
+    "prepare": "fuseq.qat.preparation",
+}
+
+__all__ = ["QatModel", "finalize", "prepare"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fuseq.qat' has no attribute '{name}'")

@@ -28,7 +28,7 @@ class Quantized:
     """Integers on a grid.
 
     Attributes:
-        q: int32.
+        q: int32; in training float32, centered: `q - zero_point` (see `fuseq.qat.training`).
         grid: what they mean.
     """
 
@@ -96,6 +96,9 @@ def execute(
 class IntegerInterpreter(fx.Interpreter):
     """Computes nodes in integers: values on a grid are `Quantized`, all others tensors.
 
+    What the integers are is the arithmetic's business. Training has another one, and overrides the
+    methods that look inside: `move`, `frozen`, `parameters`.
+
     Attributes:
         integers: values on a grid met so far, by node name, if they are kept.
         reals: the other tensors, likewise.
@@ -141,14 +144,14 @@ class IntegerInterpreter(fx.Interpreter):
     def _value(self, node: fx.Node) -> Any:
         name = ops.name_of(self.program, node)
         if name == "output":
-            return fx.node.map_arg(node.args[0], lambda n: self._real(self.env[n]))
+            return fx.node.map_arg(node.args[0], lambda n: self.real(self.env[n]))
         if name == "constant" and node.name in self.table.integers:
-            return Quantized(self.table.integers[node.name], self.table.grids[node.name])
+            return self.frozen(node.name, lambda: self.program.constant(node))
         grid = self.table.grids.get(self.table.absorbed.get(node.name, node.name))
         if grid is None:
-            return self._in_float(node)
+            return self.in_float(node)
         if name == "input":
-            return Quantized(self.arithmetic.quantize(self._in_float(node), grid), grid)
+            return Quantized(self.arithmetic.quantize(self.in_float(node), grid), grid)
         source = self.env[node.all_input_nodes[0]]
         if name == "requantize" and isinstance(source, Quantized):
             return _moved(self.arithmetic, source, grid)
@@ -157,7 +160,7 @@ class IntegerInterpreter(fx.Interpreter):
         if node.name in self.table.absorbed.values():
             return source
         if name in self.table.profile.same_grid:
-            return Quantized(self._move(node, source), grid)
+            return Quantized(self.move(node, source), grid)
         if name in _KERNELS:
             return Quantized(_KERNELS[name](self, node, grid), grid)
         return self.rounded_once(node, grid)
@@ -165,11 +168,11 @@ class IntegerInterpreter(fx.Interpreter):
     def rounded_once(self, node: fx.Node, grid: Grid) -> Quantized:
         """A value computed in float, on the reals of its operands, and quantized at the end."""
         self.rounded.add(node.name)
-        return Quantized(self.arithmetic.quantize(self._in_float(node), grid), grid)
+        return Quantized(self.arithmetic.quantize(self.in_float(node), grid), grid)
 
-    def _in_float(self, node: fx.Node, first: Tensor | None = None) -> Any:
+    def in_float(self, node: fx.Node, first: Tensor | None = None) -> Any:
         """Run a node on the reals of its operands, or with another tensor for the first of them."""
-        env, self.env = self.env, {n: self._real(self.env[n]) for n in node.all_input_nodes}
+        env, self.env = self.env, {n: self.real(self.env[n]) for n in node.all_input_nodes}
         if first is not None:
             self.env[node.all_input_nodes[0]] = first
         try:
@@ -177,19 +180,24 @@ class IntegerInterpreter(fx.Interpreter):
         finally:
             self.env = env
 
-    def _real(self, value: Any) -> Any:
+    def real(self, value: Any) -> Any:
+        """Reals of a value."""
         if isinstance(value, Quantized):
             return self.arithmetic.dequantize(value.q, value.grid).float()
         return value
 
-    def _move(self, node: fx.Node, source: Quantized) -> Tensor:
+    def move(self, node: fx.Node, source: Quantized) -> Tensor:
         """Run an op that only selects values on the integers themselves.
 
         float32 holds 8 and 16 bit integers exactly; a fill of real zero is the zero point.
         """
         zero = int(source.grid.zero_point)
-        moved: Tensor = self._in_float(node, (source.q - zero).float())
+        moved: Tensor = self.in_float(node, (source.q - zero).float())
         return moved.to(torch.int32) + zero
+
+    def frozen(self, name: str, real: Callable[[], Tensor]) -> Quantized:
+        """A constant on its grid; `real` gives its reals."""
+        return Quantized(self.table.integers[name], self.table.grids[name])
 
     # --- what kernels ask ---
 
@@ -206,7 +214,7 @@ class IntegerInterpreter(fx.Interpreter):
         key = f"{node.name}.operand"
         if key not in self.table.integers:
             return arg
-        return Quantized(self.table.integers[key], self.table.grids[key])
+        return self.frozen(key, lambda: torch.tensor(arg))
 
     def operands(self, node: fx.Node) -> list[Quantized]:
         """Operands of a node, all of them on grids."""

@@ -63,7 +63,7 @@ class Grid:
 
     def __eq__(self, other: object) -> bool:
         """Equal bit for bit."""
-        return (
+        return self is other or (
             isinstance(other, Grid)
             and (self.dtype, self.axis) == (other.dtype, other.axis)
             and torch.equal(self.scale, other.scale)

@@ -27,7 +27,12 @@ class Observer(ABC):
 
     Attributes:
         seen: number of elements seen so far.
+        low: smallest value, as far as the observer minds it.
+        high: largest value, likewise.
     """
+
+    low: float
+    high: float
 
     def __init__(self) -> None:
         self.seen = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 import torch
@@ -49,12 +49,11 @@ def solve(
         if group not in structure.fixed
     }
     grids = activation_grids(program, structure, ranges)
-    integers: dict[str, Tensor] = {}
-    for node in program.graph.nodes:
-        if node.name in structure.integer:
-            _freeze_parameters(program, node, profile, grids, integers)
-            _freeze_operands(program, node, structure, grids, integers)
-    return QuantizationTable(profile, grids, integers, structure.absorbed, structure.integer)
+    weights = {
+        path: weight_grid(layer, profile, grids[source].scale)
+        for path, layer, source in layers(program, structure)
+    }
+    return freeze(program, profile, structure, grids, weights)
 
 
 def activation_grids(
@@ -102,6 +101,46 @@ def weight_grid(module: Layer, profile: Profile, input_scale: Tensor) -> Grid:
     if profile.per_channel:
         return grid
     return Grid(grid.scale.amax().expand_as(grid.scale).clone(), grid.zero_point, "int8", axis)
+
+
+def layers(program: Program, structure: Structure) -> Iterator[tuple[str, Layer, str]]:
+    """Path, module and name of the input value of every layer that computes in integers."""
+    for node in program.graph.nodes:
+        if node.name in structure.integer and node.op == "call_module":
+            module = program.get(node)
+            if isinstance(module, Layer):
+                yield str(node.target), module, node.all_input_nodes[0].name
+
+
+def freeze(
+    program: Program,
+    profile: Profile,
+    structure: Structure,
+    activations: Mapping[str, Grid],
+    weights: Mapping[str, Grid],
+) -> QuantizationTable:
+    """Round weights, biases and constants to their grids.
+
+    Args:
+        program: float program.
+        profile: the target's rules.
+        structure: of the program.
+        activations: grid of each quantized value, by node name.
+        weights: grid of each layer's weight, by its path; layers without one are left out.
+    """
+    grids, integers = dict(activations), {}
+    for path, module, source in layers(program, structure):
+        if path not in weights:
+            continue
+        grids[f"{path}.weight"] = weights[path]
+        integers[f"{path}.weight"] = quantize_weight(module.weight.detach(), weights[path])
+        if module.bias is not None:
+            grid = grids[f"{path}.bias"] = bias_grid(grids[source], weights[path])
+            integers[f"{path}.bias"] = quantize_bias(module.bias.detach(), grid)
+    for node in program.graph.nodes:
+        if node.name in structure.integer:
+            _freeze_operands(program, node, structure, grids, integers)
+    return QuantizationTable(profile, grids, integers, structure.absorbed, structure.integer)
 
 
 def _fixed_grid(scale: float, zero_point: int, dtype: str) -> Grid:
@@ -155,29 +194,6 @@ def _largest_scale(limit: float, steps: Tensor) -> Tensor:
     while float(scale * steps) > limit:
         scale = torch.nextafter(scale, torch.zeros(()))
     return scale
-
-
-def _freeze_parameters(
-    program: Program,
-    node: fx.Node,
-    profile: Profile,
-    grids: dict[str, Grid],
-    integers: dict[str, Tensor],
-) -> None:
-    if node.op != "call_module":
-        return
-    module = program.get(node)
-    if not isinstance(module, Layer):
-        return
-    path = str(node.target)
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    grid = weight_grid(module, profile, grids[source.name].scale)
-    grids[f"{path}.weight"] = grid
-    integers[f"{path}.weight"] = quantize_weight(module.weight.detach(), grid)
-    if module.bias is not None:
-        grids[f"{path}.bias"] = bias_grid(grids[source.name], grid)
-        integers[f"{path}.bias"] = quantize_bias(module.bias.detach(), grids[f"{path}.bias"])
 
 
 def _freeze_operands(

@@ -39,6 +39,17 @@ class Structure:
     islands: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class FloatIslands:
+    """Compute nodes that stay float in a quantized program, for its history.
+
+    Attributes:
+        islands: their names.
+    """
+
+    islands: tuple[str, ...]
+
+
 def find_structure(
     program: Program,
     profile: Profile,

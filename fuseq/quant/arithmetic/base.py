@@ -70,6 +70,19 @@ class Arithmetic(ABC):
             axis: dimension of `accumulator` that a per-channel weight grid runs along.
         """
 
+    def float32_multiplier(
+        self, multiplicands: tuple[Grid, Grid], output_grid: Grid
+    ) -> Tensor | None:
+        """The float32 `m` with which `requantize_accumulator` is one multiplication.
+
+        Training then does without the detour over integers.
+
+        Returns:
+            `m` as in `clamp(rint(float32(acc) * m) + z_y)`, 0-d or one for each channel; None for
+            an arithmetic of another form.
+        """
+        return None
+
     def requantize(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """The same reals on another grid."""
         return self.lookup(x, grid, output_grid, lambda real: real)

@@ -48,9 +48,13 @@ class OnnxRuntime(OnnxRuntimeFloat):
         self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
     ) -> Tensor:
         """Output stage of QLinearConv, QGemm and QLinearMatMul."""
-        x, weight = multiplicands
-        multiplier = x.scale * weight.scale / output_grid.scale
+        multiplier = self.float32_multiplier(multiplicands, output_grid)
         return _scale(accumulator.float(), along(multiplier, accumulator, axis), output_grid)
+
+    def float32_multiplier(self, multiplicands: tuple[Grid, Grid], output_grid: Grid) -> Tensor:
+        """`s_x * s_w / s_y`."""
+        x, weight = multiplicands
+        return x.scale * weight.scale / output_grid.scale
 
     def add(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """QLinearAdd, the operand that is broadcast being the second one of the node.

@@ -1,0 +1,294 @@
+"""`QatModel`: a program whose weights are trained in the integers that ship."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fuseq.program import PassRecord, Program
+from fuseq.qat import distribution
+from fuseq.qat.training import TrainingRunner, require_finite
+from fuseq.quant.arithmetic.base import along
+from fuseq.quant.executor import execute
+from fuseq.quant.grid import SMALLEST_SCALE, Grid
+from fuseq.quant.profile import Profile
+from fuseq.quant.solve import Layer, activation_grids, freeze, layers, weight_grid
+from fuseq.quant.structure import FloatIslands, Structure, bounds
+from fuseq.quant.table import QuantizationTable
+
+MOMENTUM = 0.01
+"""Weight of a training batch in the moving average of a range."""
+
+
+class QatModel(nn.Module):
+    """A prepared model.
+
+    In training mode the forward pass gives the target's integers (as reals), with straight-through
+    gradients. In evaluation mode it is the integer executor on the table of this moment: bit for
+    bit what is exported now.
+
+    Everything that changes is in `state_dict`: parameters, ranges, grids, stage.
+
+    Attributes:
+        program: legalized float program; its graph module is the submodule `network`.
+        profile: the target's rules.
+        structure: which values share a grid.
+        observing: activation ranges follow the training batches, and with them the grids.
+        weight_grids_frozen: weights keep the grids they had when this was set, and are cut there;
+            otherwise each step takes the grids of its weights.
+        wanted: names of nodes whose reals the training forward leaves in `features`.
+        features: reals by node name, with gradients, of the last training forward.
+    """
+
+    program: Program
+    ranges: Tensor
+    clipping: Tensor
+    activation_scale: Tensor
+    activation_zero_point: Tensor
+    flags: Tensor
+
+    def __init__(
+        self,
+        program: Program,
+        profile: Profile,
+        structure: Structure,
+        ranges: Mapping[str, tuple[float, float]],
+        extremes: Mapping[str, tuple[float, float]],
+        *,
+        learn_scales: bool = False,
+    ) -> None:
+        """Take over a legalized program.
+
+        Args:
+            program: its module becomes ours.
+            profile: the target's rules.
+            structure: of the program.
+            ranges: of each group with a free grid, from calibration.
+            extremes: smallest and largest value that calibration saw of each of these groups.
+            learn_scales: make scales parameters (LSQ) instead of following ranges.
+        """
+        super().__init__()
+        self.network = program.module
+        self.program, self.profile, self.structure = program, profile, structure
+        self.learn_scales = False
+        groups = dict.fromkeys(structure.group.values())
+        self.index = {group: i for i, group in enumerate(groups)}
+        self.wanted: frozenset[str] = frozenset()
+        self.features: Mapping[str, Tensor] = {}
+        self.observing, self.weight_grids_frozen = True, False
+        used = torch.tensor([ranges.get(group, (0.0, 0.0)) for group in groups])
+        seen = torch.tensor([extremes.get(group, (0.0, 0.0)) for group in groups])
+        self.register_buffer("ranges", seen)
+        # What the observer cut off, as a share of the extremes: kept while these move.
+        self.register_buffer("clipping", torch.where(seen == 0, 1.0, used / seen))
+        self.register_buffer("activation_scale", torch.ones(len(groups)))
+        self.register_buffer("activation_zero_point", torch.zeros(len(groups), dtype=torch.int32))
+        self.register_buffer("flags", torch.tensor([True, False]))
+        self._solve([ranges.get(group, (0.0, 0.0)) for group in groups])
+        grids = self._activation_grids()
+        for path, layer, source in self._layers():
+            grid = weight_grid(layer, profile, grids[source].scale)
+            self.register_buffer(_name(path), grid.scale.clone())
+        if learn_scales:
+            self._make_scales_parameters()
+        self.register_load_state_dict_post_hook(_read_flags)  # type: ignore[no-untyped-call]
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Run on integers.
+
+        Args:
+            *inputs: as the model takes them; floats in any precision.
+
+        Returns:
+            Reals, nested as the model nests them, float32.
+
+        Raises:
+            FuseqError: FQ401 or FQ402 for NaN or infinity in training.
+        """
+        inputs = tuple(x.float() if x.is_floating_point() else x for x in inputs)
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            if not self.training:
+                return execute(self.quantized(), inputs, intermediates=False).result
+            require_finite(self.program, inputs)
+            runner = TrainingRunner(
+                self.program,
+                self.structure,
+                freeze(self.program, self.profile, self.structure, self._activation_grids(), {}),
+                self._weight_grid,
+                observe=self.observing and not self.learn_scales,
+                features=self.wanted,
+            )
+            result = runner.run(*inputs)
+        self.features = runner.features
+        if runner.extremes:
+            self._follow(runner.extremes)
+        return result
+
+    def train(self, mode: bool = True) -> QatModel:
+        """Change between training and evaluation; the layers inside stay as they were captured."""
+        self.training = mode
+        return self
+
+    def stage(self, *, observing: bool, weight_grids_frozen: bool) -> None:
+        """Say what follows the data from here on.
+
+        Args:
+            observing: activation ranges follow training batches, or their scales are learned.
+            weight_grids_frozen: weights keep the grids they have now.
+        """
+        if weight_grids_frozen and not self.weight_grids_frozen and not self.learn_scales:
+            grids = self._activation_grids()
+            for path, layer, source in self._layers():
+                grid = weight_grid(layer, self.profile, grids[source].scale)
+                getattr(self, _name(path)).copy_(grid.scale)
+        self.observing, self.weight_grids_frozen = observing, weight_grids_frozen
+        self.flags.copy_(torch.tensor([observing, weight_grids_frozen]))
+
+    @torch.no_grad()
+    def clip_weights(self) -> None:
+        """Cut weights to the range of their grids: beyond it they neither act nor learn."""
+        grids = self._activation_grids()
+        for path, layer, source in self._layers():
+            scale = self._weight_grid(path, layer, grids[source]).scale
+            limit = 127 * along(scale, layer.weight, _axis(layer))
+            layer.weight.copy_(layer.weight.clamp(-limit, limit))
+
+    @torch.no_grad()
+    def table(self) -> QuantizationTable:
+        """Grids and integers of this moment: what would ship now."""
+        grids = {name: _constant(grid) for name, grid in self._activation_grids().items()}
+        weights = {
+            path: _constant(self._weight_grid(path, layer, grids[source]))
+            for path, layer, source in self._layers()
+        }
+        return freeze(self.program, self.profile, self.structure, grids, weights)
+
+    def quantized(self) -> Program:
+        """A quantized program that shares our weights: for running, not for keeping."""
+        return dataclasses.replace(self.program, quantization=self.table())
+
+    def _layers(self) -> Iterator[tuple[str, Layer, str]]:
+        return layers(self.program, self.structure)
+
+    def activation_grid(self, name: str) -> Grid:
+        """Grid of one value, as it is now."""
+        return self._activation_grids()[name]
+
+    def _activation_grids(self) -> dict[str, Grid]:
+        scales = self.activation_scale.clamp_min(SMALLEST_SCALE)
+        if self.learn_scales:
+            scales = _learned(scales, self._activation_factors, self.observing)
+        # Scalars live on the host: kernels take them as numbers, on whatever device values are.
+        parts, zero_points = scales.cpu().unbind(), self.activation_zero_point.cpu().unbind()
+        grids = {
+            group: Grid(parts[i], zero_points[i], self.structure.dtypes[group])
+            for group, i in self.index.items()
+        }
+        return {name: grids[group] for name, group in self.structure.group.items()}
+
+    def _weight_grid(self, path: str, layer: Layer, source: Grid) -> Grid:
+        if not self.weight_grids_frozen and not self.learn_scales:
+            return weight_grid(layer, self.profile, source.scale)
+        scale: Tensor = getattr(self, _name(path)).clamp_min(SMALLEST_SCALE)
+        if self.learn_scales:
+            factor = (layer.weight[0].numel() * 127) ** -0.5
+            scale = _learned(scale, factor, not self.weight_grids_frozen)
+        scale = scale.expand(_channels(layer))
+        return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), "int8", _axis(layer))
+
+    @torch.no_grad()
+    def _follow(self, extremes: Mapping[str, Tensor]) -> None:
+        """Move ranges towards those of this batch, of all ranks, and solve the grids again."""
+        indices = [self.index[group] for group in extremes]
+        batch = distribution.widest(torch.stack(list(extremes.values())))
+        self.ranges[indices] += MOMENTUM * (batch - self.ranges[indices])
+        self._solve((self.ranges * self.clipping).tolist())
+
+    def _solve(self, ranges: Sequence[Sequence[float]]) -> None:
+        pairs = {group: (ranges[i][0], ranges[i][1]) for group, i in self.index.items()}
+        grids = activation_grids(self.program, self.structure, pairs)
+        chosen = [grids[group] for group in self.index]
+        self.activation_scale.copy_(torch.stack([grid.scale for grid in chosen]))
+        self.activation_zero_point.copy_(torch.stack([grid.zero_point for grid in chosen]))
+
+    def _make_scales_parameters(self) -> None:
+        self.learn_scales = True
+        names = ["activation_scale", *(_name(path) for path, _, _ in self._layers())]
+        for name in names:
+            value = getattr(self, name)
+            delattr(self, name)
+            self.register_parameter(name, nn.Parameter(value))
+        self._activation_factors = torch.tensor(
+            [_learning_factor(self.program, self.structure, group) for group in self.index]
+        )
+
+
+def _name(path: str) -> str:
+    """Buffer that holds the weight scale of a layer."""
+    return f"{path.replace('.', '_')}_weight_scale"
+
+
+def _constant(grid: Grid) -> Grid:
+    """A grid of its own, which neither learns nor moves."""
+    return Grid(grid.scale.detach().clone(), grid.zero_point.clone(), grid.dtype, grid.axis)
+
+
+def _axis(layer: Layer) -> int:
+    return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+
+
+def _channels(layer: Layer) -> int:
+    return layer.weight.shape[_axis(layer)]
+
+
+def _learned(scale: Tensor, factor: Tensor | float, learns: bool) -> Tensor:
+    """A scale whose gradient is multiplied by a factor, or that gets none."""
+    if not learns:
+        return scale.detach()
+    if scale.requires_grad:
+        scale.register_hook(lambda gradient: gradient * factor)  # type: ignore[no-untyped-call]
+    return scale
+
+
+def _learning_factor(program: Program, structure: Structure, group: str) -> float:
+    """LSQ's gradient scale `1 / sqrt(elements * largest integer)` (section 2.2); 0 where fixed.
+
+    The grid of a clamped value has to stay within the clamp, so it does not learn either.
+    """
+    members = [n for n in program.graph.nodes if structure.group.get(n.name) == group]
+    clamped = any(n.target is torch.clamp and bounds(n)[1] < math.inf for n in members)
+    if group in structure.fixed or clamped:
+        return 0.0
+    return 1 / math.sqrt(math.prod(program.shape(members[0])[1:]) * 255)
+
+
+def _read_flags(model: nn.Module, _: Any) -> None:
+    assert isinstance(model, QatModel)
+    model.observing, model.weight_grids_frozen = model.flags.tolist()
+
+
+def finalize(model: QatModel) -> Program:
+    """The quantized program that a prepared model has become, for `fuseq.lower`.
+
+    Args:
+        model: stays as it is.
+
+    Returns:
+        A program of its own whose table is, bit for bit, what the model computes with.
+
+    Raises:
+        FuseqError: FQ402 if a parameter is not finite, FQ404 if ranks disagree.
+    """
+    require_finite(model.program, ())
+    distribution.require_equal(model)
+    program = model.program.clone()
+    program.module.requires_grad_(False)
+    program.quantization = model.table()
+    record = PassRecord("qat", len(model.structure.group), (FloatIslands(model.structure.islands),))
+    program.history = (*program.history, record)
+    return program

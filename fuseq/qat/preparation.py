@@ -1,0 +1,100 @@
+"""`prepare`: from a trained model to one that is trained further in the integers that ship."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from fuseq import plugins
+from fuseq.affine.fuse import fuse as fuse_affine
+from fuseq.affine.price import CostModel
+from fuseq.api import Progress, captured, run_passes
+from fuseq.arguments import ExampleInputs
+from fuseq.errors import FuseqError
+from fuseq.pass_spec import parse_passes
+from fuseq.program import Program
+from fuseq.qat.model import QatModel
+from fuseq.quant.calibrate import calibrate, repeatable
+from fuseq.quant.structure import find_structure
+from fuseq.requirements import batch_norms_folded
+
+PASSES = "recalibrate-bn,fuse-affine,equalize"
+"""What runs before `legalize`: the graph that is trained is the one that is deployed."""
+
+
+def prepare(
+    model: nn.Module | Program,
+    example_inputs: ExampleInputs | None = None,
+    *,
+    target: str = "onnx",
+    calibration: Iterable[Any],
+    observer: str = "minmax",
+    passes: str = PASSES,
+    unfused: bool = False,
+    learn_scales: bool = False,
+    keep: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> QatModel:
+    """Recalibrate, fuse, equalize and legalize a model, calibrate it, and make it trainable.
+
+    Args:
+        model: a trained module, which stays as it is; or a program.
+        example_inputs: what to capture a module with.
+        target: name of a backend; its profile says what becomes an integer.
+        calibration: batches of inputs, read several times; an iterator is read into memory first.
+        observer: minmax, moving-average, percentile or mse: the first ranges.
+        passes: what runs before `legalize`.
+        unfused: train branches apart although fusion would make them one convolution: each costs
+            its own time and its own quantizer, and the grids that are learned end with fusion. The
+            baseline that deploy-before-QAT is compared with.
+        learn_scales: train scales by gradients (LSQ) instead of following ranges.
+        keep: names of nodes that stay float.
+        progress: called as stages advance.
+
+    Returns:
+        The model, in training mode, observing.
+
+    Raises:
+        FuseqError: FQ403 for passes that leave branches apart, FQ006 for data that is empty or does
+            not fit, FQ401 for values that are not finite, and as capture and passes raise.
+    """
+    data = repeatable(calibration)
+    assert data is not None
+    profile = plugins.load("backends", target).profile
+    program = captured(model, example_inputs, progress=progress)
+    program = run_passes(parse_passes(passes, profile=profile, calibration=data), program, progress)
+    if not unfused:
+        _require_fused(program)
+    program = run_passes(parse_passes("legalize", profile=profile), program, progress).clone()
+    reason = batch_norms_folded(program)
+    if reason:
+        raise FuseqError("FQ201", f"QAT needs folded batch norms: {reason}", fix="fuse-affine")
+    structure = find_structure(program, profile, frozenset(keep))
+    if progress:
+        progress("calibrate", 0)
+    observers = calibrate(program, structure, data, observer)
+    program.module.requires_grad_(True)
+    free = {group: o for group, o in observers.items() if group not in structure.fixed}
+    return QatModel(
+        program,
+        profile,
+        structure,
+        ranges={group: o.range(structure.dtypes[group]) for group, o in free.items()},
+        extremes={group: (o.low, o.high) for group, o in free.items()},
+        learn_scales=learn_scales,
+    )
+
+
+def _require_fused(program: Program) -> None:
+    if any(record.name.startswith("fuse-affine") for record in program.history):
+        return
+    certificates = fuse_affine(program.clone(), CostModel()).certificates
+    if certificates:
+        raise FuseqError(
+            "FQ403",
+            f"{len(certificates)} regions would become one convolution each, and were not fused",
+            why="their branches would be trained apart, each on its own grid, and shipped as one",
+            fix="leave out `passes`, or say unfused=True to train it nevertheless",
+        )

@@ -1,0 +1,446 @@
+"""Straight-through gradients for the integers of any arithmetic.
+
+In training a value on a grid is carried as float32 *centered* integers, `c = q - zero_point`, so
+that `real = scale * c` and padding is zero. Every op gives forward the integers that the target's
+arithmetic gives. Backward, rounding counts as the identity and clamping cuts:
+
+    c = clamp(rint(v), qmin - z, qmax - z)
+    dL/dv = dL/dc   where  qmin - z <= rint(v) <= qmax - z,   else 0
+
+(Bengio et al. 2013, arXiv 1308.3432, section 4; Jacob et al., CVPR 2018, section 3). For a weighted
+op `v = m * acc` with `acc = sum c_x c_w + c_b` and `m = s_x s_w / s_y`; for any other one
+`v = f(reals) / s_y`. Both are differentiated as they stand.
+
+Since a scale divides where a value is rounded and multiplies where it is read, a scale that wants a
+gradient gets, of both together,
+
+    dL/ds = dL/dx * (rint(v) - v)   inside the range,   dL/dx * c   where it is cut
+
+which is eq. 3 of LSQ (Esser et al., ICLR 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fuseq.quant.arithmetic.base import Arithmetic, Pair, along
+from fuseq.quant.grid import Grid
+
+EXACT = 2**24
+"""float32 holds every integer up to here."""
+
+
+class _Round(torch.autograd.Function):
+    """`clamp(rint(v), *limits)`, or the integers given in its place; see the module's formula."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, limits: Pair, given: Tensor | None) -> Tensor:
+        steps = v.round()
+        clamped = steps.clamp(*limits)
+        ctx.save_for_backward(_inside(steps, clamped))
+        return clamped if given is None else given
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None
+
+
+class _Requantize(torch.autograd.Function):
+    """`clamp(rint(multiplier * total), low, high)`, computed in the memory of `total`.
+
+    Of all that training adds to a float convolution this is what costs, and most of the cost is
+    new memory; so none is taken but for the result, and a byte an element for the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, total: Tensor, multiplier: Tensor, limits: Pair, extremes: list[Tensor] | None
+    ) -> Tensor:
+        total.mul_(multiplier)
+        if extremes is not None:
+            extremes.append(torch.stack(total.aminmax()))
+        clamped = total.round_().clamp(*limits)
+        ctx.save_for_backward(_inside(total, clamped), multiplier)
+        return clamped
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        inside, multiplier = ctx.saved_tensors
+        return (gradients[0] * inside).mul_(multiplier), None, None, None
+
+
+class _Sum(torch.autograd.Function):
+    """Given integers of a sum, and the gradients `ratio dL/dv` of its two terms."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, b: Tensor, steps: Tensor, ratios: tuple[float, float], limits: Pair
+    ) -> Tensor:
+        clamped = steps.clamp(*limits)
+        ctx.save_for_backward(_inside(steps, clamped))
+        ctx.ratios, ctx.shapes = ratios, (a.shape, b.shape)
+        return clamped
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        passed = gradients[0] * inside
+        pairs = zip(ctx.ratios, ctx.shapes, strict=True)
+        a, b = ((passed * ratio).sum_to_size(shape) for ratio, shape in pairs)
+        return a, b, None, None, None
+
+
+def _inside(steps: Tensor, clamped: Tensor) -> Tensor:
+    return steps.eq(clamped).view(torch.uint8)
+
+
+def rounded(v: Tensor, limits: Pair, given: Tensor | None = None) -> Tensor:
+    """Integers of `v` with straight-through gradients.
+
+    Args:
+        v: float, any shape, in steps of the grid.
+        limits: smallest and largest centered integer.
+        given: the integers to return, of the same shape, where another rule of rounding made them.
+    """
+    result: Tensor = _Round.apply(v, limits, given)  # type: ignore[no-untyped-call]
+    return result
+
+
+def limits(grid: Grid) -> Pair:
+    """Smallest and largest centered integer of a grid."""
+    zero_point = int(grid.zero_point)
+    return grid.qmin - zero_point, grid.qmax - zero_point
+
+
+class StraightThrough(Arithmetic):
+    """Another arithmetic on centered integers, with gradients.
+
+    Attributes:
+        arithmetic: whose integers it gives.
+        extremes: smallest and largest real that was rounded, two 0-d tensors for each rounding, in
+            order; None to skip them.
+    """
+
+    name: ClassVar[str] = "straight-through"
+
+    def __init__(self, arithmetic: Arithmetic, extremes: list[Tensor] | None = None) -> None:
+        self.arithmetic, self.extremes = arithmetic, extremes
+
+    def quantize(self, real: Tensor, grid: Grid) -> Tensor:
+        """Centered integers of reals."""
+        return self._through(real, grid, lambda: self.arithmetic.quantize(real, grid))
+
+    def dequantize(self, q: Tensor, grid: Grid) -> Tensor:
+        """Reals of centered integers, float32."""
+        return q * grid.scale
+
+    def requantize_accumulator(
+        self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
+    ) -> Tensor:
+        """Bring exact sums to the output grid."""
+        x, weight = multiplicands
+        multiplier = self.arithmetic.float32_multiplier(multiplicands, output_grid)
+        if multiplier is None:
+            real = accumulator * along(x.scale * weight.scale, accumulator, axis)
+            exact = accumulator.detach().double()
+            arguments = (exact, multiplicands, output_grid, axis)
+            kernel = partial(self.arithmetic.requantize_accumulator, *arguments)
+            return self._through(real, output_grid, kernel)
+        total, multiplier = accumulator.float(), along(multiplier, accumulator, axis)
+        if multiplier.requires_grad:
+            v = total * multiplier
+            self._observe(v, output_grid.scale)
+            return rounded(v, limits(output_grid))
+        ends: list[Tensor] | None = None if self.extremes is None else []
+        result: Tensor = _Requantize.apply(total, multiplier, limits(output_grid), ends)  # type: ignore[no-untyped-call]
+        if self.extremes is not None and ends:
+            self.extremes.append(ends[0] * output_grid.scale)
+        return result
+
+    def convolve(
+        self,
+        x: Tensor,
+        grid: Grid,
+        weight: Tensor,
+        weight_grid: Grid,
+        bias: Tensor | None,
+        output_grid: Grid,
+        *,
+        stride: Pair = (1, 1),
+        padding: Pair = (0, 0),
+        dilation: Pair = (1, 1),
+        groups: int = 1,
+    ) -> Tensor:
+        """Convolution; weight and bias are integers held in float32 and float64."""
+        total = _exact_sum(
+            lambda c, w, b: F.conv2d(c, w, b, stride, padding, dilation, groups),
+            (x, grid, weight, bias),
+        )
+        return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=1)
+
+    def linear(
+        self,
+        x: Tensor,
+        grid: Grid,
+        weight: Tensor,
+        weight_grid: Grid,
+        bias: Tensor | None,
+        output_grid: Grid,
+    ) -> Tensor:
+        """Linear layer; weight and bias as for `convolve`."""
+        total = _exact_sum(F.linear, (x, grid, weight, bias))
+        return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=-1)
+
+    def matmul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """Product of two activations."""
+        return self._pair("matmul", a, grid_a, b, grid_b, output_grid)
+
+    def requantize(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """The same reals on another grid."""
+        if grid == output_grid:
+            self._observe(x, grid.scale)
+            return x
+        return self._unary("requantize", lambda real: real, x, grid, output_grid)
+
+    def add(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """`a + b`; residual networks add at full size, so this one has a backward of its own."""
+        ratios = (grid_a.scale / output_grid.scale, grid_b.scale / output_grid.scale)
+        if ratios[0].requires_grad or ratios[1].requires_grad:
+            return self._pair("add", a, grid_a, b, grid_b, output_grid)
+        # On a grid without ends the kernel says where the sum lies that the real one cuts.
+        endless = Grid(output_grid.scale, output_grid.zero_point, "int32")
+        add = partial(_centered_sum, self.arithmetic, grid_a, grid_b, endless)
+        with torch.no_grad():
+            # Image by image, what the kernel leaves in between stays in the cache.
+            count = len(a) if a.shape == b.shape else 1
+            images = zip(a.tensor_split(count), b.tensor_split(count), strict=True)
+            steps = torch.cat([add(*image) for image in images])
+        self._observe(steps, output_grid.scale)
+        total: Tensor = _Sum.apply(  # type: ignore[no-untyped-call]
+            a, b, steps, (float(ratios[0]), float(ratios[1])), limits(output_grid)
+        )
+        return total
+
+    def sub(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """`a - b`."""
+        return self._pair("sub", a, grid_a, b, grid_b, output_grid)
+
+    def mul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """`a * b`."""
+        return self._pair("mul", a, grid_a, b, grid_b, output_grid)
+
+    def div(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """`a / b`."""
+        return self._pair("div", a, grid_a, b, grid_b, output_grid)
+
+    def concat(
+        self, values: Sequence[Tensor], grids: Sequence[Grid], output_grid: Grid, dim: int
+    ) -> Tensor:
+        """Concatenation of values on grids of their own."""
+        parts = zip(values, grids, strict=True)
+        return torch.cat([self.requantize(x, grid, output_grid) for x, grid in parts], dim)
+
+    def average_pool(
+        self,
+        x: Tensor,
+        grid: Grid,
+        output_grid: Grid,
+        *,
+        kernel_size: Pair,
+        stride: Pair,
+        padding: Pair = (0, 0),
+        count_include_pad: bool = True,
+    ) -> Tensor:
+        """Average pool."""
+        return self._unary(
+            "average_pool",
+            lambda real: F.avg_pool2d(real, kernel_size, stride, padding, False, count_include_pad),
+            x, grid, output_grid,
+            kernel_size=kernel_size, stride=stride, padding=padding,
+            count_include_pad=count_include_pad,
+        )  # fmt: skip
+
+    def global_average_pool(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """Mean over height and width."""
+        return self._unary(
+            "global_average_pool",
+            lambda real: real.mean((2, 3), keepdim=True),
+            x,
+            grid,
+            output_grid,
+        )
+
+    def interpolate_bilinear(
+        self,
+        x: Tensor,
+        grid: Grid,
+        output_grid: Grid,
+        *,
+        size: Pair | None,
+        scale_factor: tuple[float, float] | None,
+        align_corners: bool,
+    ) -> Tensor:
+        """Bilinear resize."""
+        return self._unary(
+            "interpolate_bilinear",
+            lambda real: F.interpolate(real, size, scale_factor, "bilinear", align_corners),
+            x, grid, output_grid,
+            size=size, scale_factor=scale_factor, align_corners=align_corners,
+        )  # fmt: skip
+
+    def relu(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """`max(x, 0)`."""
+        return self._unary("relu", torch.relu, x, grid, output_grid)
+
+    def clamp(self, x: Tensor, grid: Grid, output_grid: Grid, low: float, high: float) -> Tensor:
+        """`min(max(x, low), high)`."""
+        return self._unary(
+            "clamp", lambda real: real.clamp(low, high), x, grid, output_grid, low=low, high=high
+        )
+
+    def leaky_relu(self, x: Tensor, grid: Grid, output_grid: Grid, negative_slope: float) -> Tensor:
+        """`x` where positive, `negative_slope * x` elsewhere."""
+        return self._unary(
+            "leaky_relu",
+            lambda real: F.leaky_relu(real, negative_slope),
+            x,
+            grid,
+            output_grid,
+            negative_slope=negative_slope,
+        )
+
+    def prelu(self, x: Tensor, grid: Grid, weight: Tensor, output_grid: Grid) -> Tensor:
+        """`leaky_relu` with a slope per channel that is trained."""
+        real = F.prelu(self.dequantize(x, grid), weight)
+        return self._through(
+            real,
+            output_grid,
+            lambda: self.arithmetic.prelu(_integers(x, grid), grid, weight, output_grid),
+        )
+
+    def sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """`1 / (1 + exp(-x))`."""
+        return self._unary("sigmoid", torch.sigmoid, x, grid, output_grid)
+
+    def tanh(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """Hyperbolic tangent."""
+        return self._unary("tanh", torch.tanh, x, grid, output_grid)
+
+    def hard_sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """`clamp(x / 6 + 1 / 2, 0, 1)`."""
+        return self._unary("hard_sigmoid", F.hardsigmoid, x, grid, output_grid)
+
+    def hard_swish(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """`x * hard_sigmoid(x)`."""
+        return self._unary("hard_swish", F.hardswish, x, grid, output_grid)
+
+    def silu(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """`x * sigmoid(x)`."""
+        return self._unary("silu", F.silu, x, grid, output_grid)
+
+    def gelu(self, x: Tensor, grid: Grid, output_grid: Grid, approximate: str) -> Tensor:
+        """`x` times the normal distribution function."""
+        return self._unary(
+            "gelu",
+            lambda real: F.gelu(real, approximate=approximate),
+            x,
+            grid,
+            output_grid,
+            approximate=approximate,
+        )
+
+    def softmax(self, x: Tensor, grid: Grid, output_grid: Grid, dim: int) -> Tensor:
+        """`exp(x) / sum exp(x)` along `dim`."""
+        return self._unary("softmax", lambda real: real.softmax(dim), x, grid, output_grid, dim=dim)
+
+    def _unary(
+        self,
+        name: str,
+        function: Callable[[Tensor], Tensor],
+        x: Tensor,
+        grid: Grid,
+        output_grid: Grid,
+        **options: Any,
+    ) -> Tensor:
+        kernel = getattr(self.arithmetic, name)
+        return self._through(
+            function(self.dequantize(x, grid)),
+            output_grid,
+            lambda: kernel(_integers(x, grid), grid, output_grid, **options),
+        )
+
+    def _pair(
+        self, name: str, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid
+    ) -> Tensor:
+        function, kernel = getattr(torch, name), getattr(self.arithmetic, name)
+        return self._through(
+            function(self.dequantize(a, grid_a), self.dequantize(b, grid_b)),
+            output_grid,
+            lambda: kernel(_integers(a, grid_a), grid_a, _integers(b, grid_b), grid_b, output_grid),
+        )
+
+    def _through(self, real: Tensor, grid: Grid, kernel: Callable[[], Tensor]) -> Tensor:
+        """The integers of a kernel, with the gradient of the reals it stands for."""
+        self._observe(real, None)
+        with torch.no_grad():
+            integers = (kernel() - grid.zero_point).to(real.dtype)
+        return rounded(real / grid.scale, limits(grid), integers)
+
+    def _observe(self, values: Tensor, scale: Tensor | None) -> None:
+        if self.extremes is not None:
+            ends = torch.stack(values.detach().aminmax())
+            self.extremes.append(ends if scale is None else ends * scale.detach())
+
+
+def _integers(c: Tensor, grid: Grid) -> Tensor:
+    return c.to(torch.int32) + grid.zero_point
+
+
+def _centered_sum(
+    arithmetic: Arithmetic, grid_a: Grid, grid_b: Grid, output_grid: Grid, a: Tensor, b: Tensor
+) -> Tensor:
+    q = arithmetic.add(_integers(a, grid_a), grid_a, _integers(b, grid_b), grid_b, output_grid)
+    return q.sub_(output_grid.zero_point).float()
+
+
+def _exact_sum(
+    function: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    operands: tuple[Tensor, Grid, Tensor, Tensor | None],
+) -> Tensor:
+    """Weighted sums of integers, exact: in float32 where that holds them, else by way of float64.
+
+    Decided from the weights, for each layer and step: `sum|w| max|c| + |b| <= 2**24` bounds every
+    partial sum of a channel.
+    """
+    x, grid, weight, bias = operands
+    low, high = limits(grid)
+    largest, constant = max(-low, high), 0.0 if bias is None else float(bias.detach().abs().max())
+    total = function(x, weight, None if bias is None else bias.float())
+    if weight[0].numel() * 127 * largest + constant <= EXACT:  # whatever the weights are
+        return total
+    bound = weight.detach().abs().flatten(1).sum(1).max().double() * largest + constant
+    if float(bound) <= EXACT:
+        return total
+    with torch.no_grad():
+        exact = function(x.double(), weight.double(), bias)
+    return _Instead.apply(total, exact)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Instead(torch.autograd.Function):
+    """Exact float64 values in place of float32 ones, with the gradient of these."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, exact: Tensor) -> Tensor:
+        ctx.dtype = values.dtype
+        return exact
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].to(ctx.dtype), None
