@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fuseq.program import PassRecord, Program
 from fuseq.qat import distribution
-from fuseq.qat.training import TrainingRunner, require_finite
+from fuseq.qat.training import TrainingRunner, require_finite, used_intervals
 from fuseq.quant.arithmetic.base import along
 from fuseq.quant.executor import execute
 from fuseq.quant.grid import SMALLEST_SCALE, Grid
@@ -78,6 +78,7 @@ class QatModel(nn.Module):
         self.learn_scales = False
         groups = dict.fromkeys(structure.group.values())
         self.index = {group: i for i, group in enumerate(groups)}
+        self._used = used_intervals(program, structure)
         self.wanted: frozenset[str] = frozenset()
         self.features: Mapping[str, Tensor] = {}
         self.observing, self.weight_grids_frozen = True, False
@@ -117,7 +118,6 @@ class QatModel(nn.Module):
             require_finite(self.program, inputs)
             runner = TrainingRunner(
                 self.program,
-                self.structure,
                 freeze(self.program, self.profile, self.structure, self._activation_grids(), {}),
                 self._weight_grid,
                 observe=self.observing and not self.learn_scales,
@@ -125,8 +125,8 @@ class QatModel(nn.Module):
             )
             result = runner.run(*inputs)
         self.features = runner.features
-        if runner.extremes:
-            self._follow(runner.extremes)
+        if self.observing and not self.learn_scales:
+            self._follow(runner.extremes(self._used))
         return result
 
     def train(self, mode: bool = True) -> QatModel:
@@ -202,11 +202,11 @@ class QatModel(nn.Module):
         return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), "int8", _axis(layer))
 
     @torch.no_grad()
-    def _follow(self, extremes: Mapping[str, Tensor]) -> None:
+    def _follow(self, extremes: Mapping[str, Sequence[float]]) -> None:
         """Move ranges towards those of this batch, of all ranks, and solve the grids again."""
         indices = [self.index[group] for group in extremes]
-        batch = distribution.widest(torch.stack(list(extremes.values())))
-        self.ranges[indices] += MOMENTUM * (batch - self.ranges[indices])
+        seen = torch.tensor(list(extremes.values()), device=self.ranges.device)
+        self.ranges[indices] += MOMENTUM * (distribution.widest(seen) - self.ranges[indices])
         self._solve((self.ranges * self.clipping).tolist())
 
     def _solve(self, ranges: Sequence[Sequence[float]]) -> None:

@@ -6,7 +6,8 @@ Whatever the executor computes is what is trained, op by op; only what a value o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,14 +30,12 @@ class TrainingRunner(IntegerInterpreter):
     """One training forward.
 
     Attributes:
-        extremes: smallest and largest real of each group, two float32 each, if it observes.
         features: reals of the nodes that were asked for, with gradients.
     """
 
     def __init__(
         self,
         program: Program,
-        structure: Structure,
         table: QuantizationTable,
         weight_grid: Callable[[str, Layer, Grid], Grid],
         *,
@@ -47,7 +46,6 @@ class TrainingRunner(IntegerInterpreter):
 
         Args:
             program: legalized float program whose parameters are trained.
-            structure: of that program.
             table: grids of activations and constants.
             weight_grid: gives a layer's grid, from its path, itself and the grid of its input.
             observe: collect extremes.
@@ -56,37 +54,37 @@ class TrainingRunner(IntegerInterpreter):
         self.rounded_ends: list[Tensor] | None = [] if observe else None
         arithmetic = StraightThrough(ARITHMETICS[table.profile.arithmetic], self.rounded_ends)
         super().__init__(program, table, arithmetic, {}, keep=False)
-        self.structure, self.weight_grid, self.wanted = structure, weight_grid, features
-        self.extremes: dict[str, Tensor] = {}
+        self.weight_grid, self.wanted = weight_grid, features
+        self.rounding_nodes: list[str] = []
         self.features: dict[str, Tensor] = {}
 
     def run_node(self, node: fx.Node) -> Any:
         """Value of a node, noting what was asked for."""
         value = super().run_node(node)
-        if self.rounded_ends:
-            self._note_extremes(node, self.rounded_ends)
-            self.rounded_ends.clear()
+        if self.rounded_ends is not None:
+            fresh = len(self.rounded_ends) - len(self.rounding_nodes)
+            self.rounding_nodes += [node.name] * fresh
         if node.name in self.wanted:
             self.features[node.name] = self.real(value)
         return value
 
-    def _note_extremes(self, node: fx.Node, ends: list[Tensor]) -> None:
-        """Widen the extremes of a node's group by what was rounded, as far as readers use it."""
-        name = self.table.absorbed.get(node.name, node.name)
-        group = self.structure.group.get(name)
-        if group is None or group in self.structure.fixed:
-            return
-        value = node if name == node.name else next(iter(node.users))
-        low, high = used_interval(value, self.structure) or (float("-inf"), float("inf"))
-        if value is not node:
-            cut = bounds(value)
-            low, high = max(low, cut[0]), min(high, cut[1])
-        seen = torch.stack(ends).clamp(low, high)
-        seen = torch.stack((seen[:, 0].amin(), seen[:, 1].amax()))
-        if group in self.extremes:
-            older = self.extremes[group]
-            seen = torch.stack((torch.minimum(seen[0], older[0]), torch.maximum(seen[1], older[1])))
-        self.extremes[group] = seen
+    def extremes(self, used: Mapping[str, tuple[str, float, float]]) -> dict[str, list[float]]:
+        """Smallest and largest real of each group that was rounded in this run.
+
+        Args:
+            used: node -> its group, and the interval that readers of its value tell apart.
+        """
+        found: dict[str, list[float]] = {}
+        if not self.rounded_ends:
+            return found
+        ends = torch.stack(self.rounded_ends).tolist()
+        for name, (smallest, largest) in zip(self.rounding_nodes, ends, strict=True):
+            if name in used:
+                group, low, high = used[name]
+                seen = found.setdefault(group, [math.inf, -math.inf])
+                seen[0] = min(seen[0], max(low, min(smallest, high)))
+                seen[1] = max(seen[1], max(low, min(largest, high)))
+        return found
 
     def move(self, node: fx.Node, source: Quantized) -> Tensor:
         """Run an op that only selects values; centered integers need no shift."""
@@ -109,6 +107,27 @@ class TrainingRunner(IntegerInterpreter):
             return weight, grid, None
         exact = layer.bias.double() / bias_grid(source, grid).scale.double()
         return weight, grid, rounded(exact, LIMITS["int32"])
+
+
+def used_intervals(program: Program, structure: Structure) -> dict[str, tuple[str, float, float]]:
+    """What is observed of each node that rounds: its group, and the interval that is of use.
+
+    Args:
+        program: legalized.
+        structure: of the program.
+    """
+    found = {}
+    for node in program.graph.nodes:
+        name = structure.absorbed.get(node.name, node.name)
+        group = structure.group.get(name)
+        if group is None or group in structure.fixed:
+            continue
+        value = node if name == node.name else next(iter(node.users))
+        low, high = used_interval(value, structure) or (-math.inf, math.inf)
+        if value is not node:  # an activation on the accumulator
+            low, high = max(low, bounds(value)[0]), min(high, bounds(value)[1])
+        found[node.name] = (group, low, high)
+    return found
 
 
 def require_finite(program: Program, inputs: tuple[Tensor, ...]) -> None:

@@ -14,6 +14,7 @@ always holds zero, so that padding and ReLU are exact. Biases are int32 at
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -138,11 +139,11 @@ def symmetric_grid(
         input_scale: scale of the layer's input, needed with a bias.
     """
     other = [d for d in range(weight.dim()) if d != axis]
-    scale = weight.detach().abs().amax(other).double() / 127
+    scale = torch.linalg.vector_norm(weight.detach().float(), math.inf, other) / 127
     if bias is not None and input_scale is not None:
-        needed = bias.detach().abs().double() / (input_scale.double() * LARGEST_BIAS)
+        needed = bias.detach().float().abs() / (input_scale.detach() * LARGEST_BIAS)
         scale = torch.maximum(scale, needed)
-    scale = scale.clamp_min(SMALLEST_SCALE).float()
+    scale = scale.clamp_min(SMALLEST_SCALE)
     return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), "int8", axis)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -156,8 +157,9 @@ def _not_finer(grid: Grid, terms: list[Grid]) -> Grid:
     the ratio of the steps: one that is not below 256 they refuse, or answer with noise. (A sum that
     is always zero, as that of a dead channel or of `x - x`, has the smallest of scales.)
     """
-    scales = [term.scale * 2**-7 for term in terms]
-    scale = torch.stack([grid.scale, *scales]).amax()
+    if not terms:
+        return grid
+    scale = torch.stack([grid.scale, *(term.scale * 2**-7 for term in terms)]).amax()
     return Grid(scale, grid.zero_point, grid.dtype)
 
 
@@ -173,26 +175,33 @@ def _inside(grid: Grid, values: list[fx.Node]) -> Grid:
     if not clamps:
         return grid
     low, high = max(c[0] for c in clamps), min(c[1] for c in clamps)
-    shrunk = [_shrunk(grid, shift, low, high) for shift in (0, -1, 1)]
-    return max((g for g in shrunk if g is not None), key=lambda g: float(g.scale), default=grid)
+    scale, zero_point = np.float32(grid.scale.item()), int(grid.zero_point)
+    shifted = [zero_point + shift for shift in (0, -1, 1)]
+    found = [(_shrunk(scale, z - grid.qmin, grid.qmax - z, low, high), z) for z in shifted]
+    scale, zero_point = max(found, key=lambda pair: pair[0])
+    if scale == 0:
+        return grid
+    return Grid(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), grid.dtype)
 
 
-def _shrunk(grid: Grid, shift: int, low: float, high: float) -> Grid | None:
-    """The widest grid within `[low, high]`, its zero point shifted, or None if there is none."""
-    zero_point, scale = grid.zero_point + shift, grid.scale
-    for limit, steps in ((-low, zero_point - grid.qmin), (high, grid.qmax - zero_point)):
+def _shrunk(scale: np.float32, below: int, above: int, low: float, high: float) -> np.float32:
+    """The largest scale up to the one given whose steps below and above zero stay in an interval.
+
+    Zero if there is none.
+    """
+    for limit, steps in ((-low, below), (high, above)):
         if steps < 0 or (steps > 0 and limit == 0):
-            return None
+            return np.float32(0)
         if steps > 0 and limit < math.inf:
-            scale = torch.minimum(scale, _largest_scale(limit, steps))
-    return Grid(scale, zero_point, grid.dtype)
+            scale = min(scale, _largest_scale(limit, steps))
+    return scale
 
 
-def _largest_scale(limit: float, steps: Tensor) -> Tensor:
+def _largest_scale(limit: float, steps: int) -> np.float32:
     """Largest float32 whose float32 product with an integer does not exceed a limit."""
-    scale = torch.tensor(limit, dtype=torch.float32) / steps
-    while float(scale * steps) > limit:
-        scale = torch.nextafter(scale, torch.zeros(()))
+    scale = np.float32(limit) / np.float32(steps)
+    while float(scale * np.float32(steps)) > limit:
+        scale = np.nextafter(scale, np.float32(0))
     return scale
 
 
