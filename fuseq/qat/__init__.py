@@ -6,16 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fuseq.qat.model import QatModel, finalize
+    from fuseq.qat.model import QatModel, finalize, float_program
     from fuseq.qat.preparation import prepare
 
 _HOMES = {
     "QatModel": "fuseq.qat.model",
     "finalize": "fuseq.qat.model",
+    "float_program": "fuseq.qat.model",
     "prepare": "fuseq.qat.preparation",
 }
 
-__all__ = ["QatModel", "finalize", "prepare"]
+__all__ = ["QatModel", "finalize", "float_program", "prepare"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fuseq import ops
 from fuseq.program import PassRecord, Program
 from fuseq.qat import distribution
 from fuseq.qat.training import TrainingRunner, require_finite, used_intervals
@@ -284,11 +285,39 @@ def finalize(model: QatModel) -> Program:
     Raises:
         FuseqError: FQ402 if a parameter is not finite, FQ404 if ranks disagree.
     """
+    program = _trained(model, (FloatIslands(model.structure.islands),))
+    program.quantization = model.table()
+    return program
+
+
+def float_program(model: QatModel) -> Program:
+    """The trained weights as a float program, without the target's structure.
+
+    For a graph that was trained unfused: fuse it now, and calibrate it again, for the grids it was
+    trained on are those of branches that are gone.
+
+    Args:
+        model: stays as it is.
+
+    Returns:
+        A program of its own, for `fuseq.fuse` and `fuseq.quantize`.
+
+    Raises:
+        FuseqError: as `finalize`.
+    """
+    program = _trained(model, ())
+    for edge in program.graph.find_nodes(op="call_function", target=ops.requantize):
+        edge.replace_all_uses_with(edge.args[0])
+    program.clean()
+    return program
+
+
+def _trained(model: QatModel, details: tuple[Any, ...]) -> Program:
+    """A clone with the weights of this moment, whose history says that they were trained."""
     require_finite(model.program, ())
     distribution.require_equal(model)
     program = model.program.clone()
     program.module.requires_grad_(False)
-    program.quantization = model.table()
-    record = PassRecord("qat", len(model.structure.group), (FloatIslands(model.structure.islands),))
+    record = PassRecord("qat", len(model.structure.group), details)
     program.history = (*program.history, record)
     return program
