@@ -20,6 +20,7 @@ from fuseq.equivalence.lowered import sizes
 from fuseq.equivalence.result import CheckResult
 from fuseq.program import Program
 from fuseq.quant.calibrate import batches_of
+from fuseq.quant.executor import execute
 
 
 def describe_lowering(
@@ -54,7 +55,7 @@ def describe_lowering(
         "passes": [{"name": r.name, "rewrites": r.rewrites} for r in program.history],
         "calibration": None if calibration is None else describe_calibration(program, calibration),
         "inputs": _interface(program, program.inputs(), program.input_names, integer_io),
-        "outputs": _interface(program, program.outputs(), program.output_names, integer_io),
+        "outputs": _outputs(program, integer_io),
         "float_islands": islands,
         "runtime_float_ops": None if runtime_float_ops is None else dict(runtime_float_ops),
         "checks": [
@@ -91,6 +92,27 @@ def write_golden(program: Program, file: Path) -> None:
     arrays = {f"input.{n}": x for n, x in zip(program.input_names, inputs, strict=True)}
     arrays |= {f"output.{n}": y for n, y in zip(program.output_names, outputs, strict=True)}
     np.savez_compressed(file, **{name: tensor.numpy() for name, tensor in arrays.items()})  # type: ignore[arg-type]
+
+
+def _outputs(program: Program, integer_io: bool) -> list[dict[str, Any]]:
+    """Outputs; `rounded` says whether their integers depend on how a machine rounds floats."""
+    described = _interface(program, program.outputs(), program.output_names, integer_io)
+    rounded = _rounded(program)
+    for node, entry in zip(program.outputs(), described, strict=True):
+        if "grid" in entry:
+            entry["rounded"] = node.name in rounded
+    return described
+
+
+def _rounded(program: Program) -> set[str]:
+    """Names of values that were rounded from floats, or come from one that was."""
+    if program.quantization is None:
+        return set()
+    found = set(execute(program, sizes(program)[0], intermediates=False).rounded)
+    for node in program.graph.nodes:
+        if any(source.name in found for source in node.all_input_nodes):
+            found.add(node.name)
+    return found
 
 
 def _interface(

@@ -272,12 +272,7 @@ def _is_integer(array: np.ndarray) -> bool:
 def file_parity(
     program: Program, runner: Runner, inputs: tuple[Tensor, ...]
 ) -> tuple[Check, Divergence | None]:
-    """Every integer the runtime computes against our executor's, op by op.
-
-    Each op of ours starts from the runtime's own integers, so one difference is counted once, where
-    it arises. Integer ops must agree in every value. An op that runs in float on both sides
-    (a float island that ends in a quantizer) depends on how each rounds floats: it may differ by
-    one step, and is counted apart.
+    """Every integer the runtime computes against our executor's, as `integer_parity` compares them.
 
     Args:
         program: quantized.
@@ -297,6 +292,38 @@ def file_parity(
         if grid is not None:
             real = torch.from_numpy(output)
             shown[node.name] = output if _is_integer(output) else grid.quantize(real).numpy()
+    size = "x".join(map(str, inputs[0].shape))
+    pair = f"{program.quantization.profile.arithmetic} executor <-> {runner.runtime}"
+    return integer_parity(f"parity-{size}", pair, program, shown, inputs, note=runner.note)
+
+
+def integer_parity(
+    id: str,
+    pair: str,
+    program: Program,
+    shown: Mapping[str, np.ndarray],
+    inputs: tuple[Tensor, ...],
+    *,
+    note: str = "",
+) -> tuple[Check, Divergence | None]:
+    """Integers that something computed against our executor's, op by op.
+
+    Each op of ours starts from the integers shown, so one difference is counted once, where it
+    arises. Integer ops must agree in every value. An op that runs in float on both sides (a float
+    island that ends in a quantizer, a convolution that reads or makes 16 bits) depends on how each
+    adds and rounds floats: it may differ by one step, and is counted apart.
+
+    Args:
+        id: name of the check.
+        pair: what is compared, for people.
+        program: quantized.
+        shown: integers by value name.
+        inputs: float32, which they were computed from.
+        note: remark to keep with the result.
+
+    Returns:
+        The check, and the first value in execution order that breaks its gate.
+    """
     given = {name: torch.from_numpy(np.asarray(q).astype(np.int32)) for name, q in shown.items()}
     execution = execute(program, inputs, given=given)
     common = [node for node in program.graph.nodes if node.name in execution.integers]
@@ -306,15 +333,13 @@ def file_parity(
         for node in common
     }
     exact_names = [node.name for node in common if node.name not in execution.rounded]
-    size = "x".join(map(str, inputs[0].shape))
-    pair = f"{program.quantization.profile.arithmetic} executor <-> {runner.runtime}"
     check = parity(
-        f"parity-{size}",
+        id,
         pair,
         [execution.integers[name].numpy() for name in exact_names],
         [shown[name] for name in exact_names],
         rounded={name: steps[name] for name in steps if name in execution.rounded},
-        note=runner.note,
+        note=note,
     )
     wrong = [n for n in common if steps[n.name] > (1 if n.name in execution.rounded else 0)]
     first = Divergence(wrong[0].name, program.source(wrong[0])) if wrong else None

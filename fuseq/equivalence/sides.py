@@ -39,7 +39,7 @@ class Side:
         sources: value name -> `file:line`, where known.
         golden: inputs recorded with the side, or none.
         note: host remark of its runner.
-        program: of a float program side, else None.
+        program: of a program side, float or quantized, else None.
     """
 
     name: str
@@ -111,9 +111,8 @@ def _program_side(program: Program) -> Side:
     name = ("quantized" if quantized else "float") + f" {type(program.origin.module).__name__}"
     sources = {node.name: program.source(node) for node in program.graph.nodes}
     golden = tuple(x.numpy() for x in program.example_inputs)
-    if quantized:
-        return Side(name, run, integers, shapes, sources, golden)
-    return Side(name, run, None, shapes, sources, golden, program=program)
+    shown = integers if quantized else None
+    return Side(name, run, shown, shapes, sources, golden, program=program)
 
 
 def _file_side(
