@@ -87,6 +87,9 @@ def quantize(
     calibration: Iterable[Any],
     observer: str = "minmax",
     keep: Sequence[str] = (),
+    wide: Sequence[str] = (),
+    activation: str | None = None,
+    per_channel: bool | None = None,
     progress: Progress | None = None,
 ) -> Program:
     """Quantize a model for a target; a module is captured and fused first.
@@ -98,19 +101,32 @@ def quantize(
         calibration: batches of inputs, seen once.
         observer: minmax, moving-average, percentile or mse.
         keep: names of nodes that stay float.
+        wide: names of nodes whose values have 16 bits.
+        activation: dtype of activations, of those the target has; by default its first.
+        per_channel: whether weights have one scale per output channel; by default what the target
+            has.
         progress: called as stages advance.
 
     Returns:
         A program whose call runs the target's integers.
 
     Raises:
-        FuseqError: FQ007 for an unknown target or observer, FQ006 for data that is empty or does
-            not fit, FQ401 for a value that is not finite, and as `fuse` raises.
+        FuseqError: FQ007 for an unknown target, observer or node, FQ012 for what the target does
+            not have, FQ006 for data that is empty or does not fit, FQ401 for a value that cannot be
+            quantized, and as `fuse` raises.
     """
     fused = model if isinstance(model, Program) else fuse(model, example_inputs, progress=progress)
     profile = plugins.load("backends", target).profile
     steps = parse_passes("legalize,quantize", profile=profile, calibration=calibration)
-    steps = with_options(steps, "quantize", observer=observer, keep=tuple(keep))
+    steps = with_options(
+        steps,
+        "quantize",
+        observer=observer,
+        keep=tuple(keep),
+        wide=tuple(wide),
+        activation=activation,
+        per_channel=per_channel,
+    )
     return run_passes(steps, fused, progress)
 
 

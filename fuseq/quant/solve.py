@@ -76,6 +76,8 @@ def activation_grids(
     members: dict[str, list[fx.Node]] = {}
     for name, group in structure.group.items():
         members.setdefault(group, []).append(nodes[name])
+    for producer, activation in structure.absorbed.items():
+        members[structure.group[activation]].append(nodes[producer])
     chosen: dict[str, Grid] = {}
     for group, values in members.items():
         dtype = structure.dtypes[group]

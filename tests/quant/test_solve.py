@@ -189,6 +189,8 @@ def test_sums_and_means_take_no_steps_finer_than_their_terms_allow(
         lambda m, x: (m.conv(x).mean((2, 3), keepdim=True), x + x, x - x[:, :1]),
         {"mean": seen, "add": seen, "sub": seen},
     )
+    absorbed = solved(lambda m, x: torch.relu(x + x), {"relu": seen})
+    assert absorbed.grids["relu"].scale >= absorbed.grids["x"].scale / 128
     for name, term in (("mean", "conv"), ("add", "x"), ("sub", "x")):
         assert table.grids[name].scale >= table.grids[term].scale / 128
     ordinary = solved(lambda m, x: x + x, {"add": (-2.0, 1.0)})
