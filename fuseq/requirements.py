@@ -30,3 +30,8 @@ def not_equalized(program: Program) -> str | None:
     """Channels have the ranges that the model gave them."""
     ran = any(record.name.partition("{")[0] == "equalize" for record in program.history)
     return "`equalize` made ranges equal that are no longer what it saw" if ran else None
+
+
+def quantized(program: Program) -> str | None:
+    """Every grid is chosen and every weight is an integer."""
+    return "no pass chose its grids" if program.quantization is None else None

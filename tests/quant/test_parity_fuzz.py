@@ -45,11 +45,12 @@ def parity(
     observer: str,
     out: Path,
     options: str = "",
+    after: str = "",
 ) -> list[Check]:
-    """Parity checks of a lowered program, quantized with options."""
+    """Parity checks of a lowered program, quantized with options, and more passes after that."""
     bundle = fuseq.lower(
         program, backend=backend, out=out, calibration=calibration, observer=observer,
-        passes=f"legalize,quantize{{{options}}}",
+        passes=f"legalize,quantize{{{options}}}{after}",
     )  # fmt: skip
     assert bundle.result is not None
     checks = [check for check in bundle.result.checks if check.id.startswith("parity-")]
@@ -58,14 +59,15 @@ def parity(
     return checks
 
 
-def fuzzed(seed: int, out: Path) -> list[Check]:
+def fuzzed(seed: int, out: Path, after: str = "") -> list[Check]:
     """Parity checks of one random network."""
     draw = random.Random(seed)
     net = RandomNetwork(seed, draw.choice((3, 6, 10, 14))).eval()
     generator = torch.Generator().manual_seed(seed)
     program = fuseq.capture(net, net.inputs(SIZES[0], generator))
     calibration = [net.inputs((2, *SIZES[0][1:]), generator) for _ in range(2)]
-    return parity(program, BACKENDS[seed % 8], calibration, draw.choice(OBSERVERS), out / str(seed))
+    observer = draw.choice(OBSERVERS)
+    return parity(program, BACKENDS[seed % 8], calibration, observer, out / str(seed), after=after)
 
 
 def fuzzed_mixed(seed: int, out: Path) -> list[Check]:
@@ -102,6 +104,12 @@ def test_random_networks_of_two_widths_agree(seed: int, tmp_path: Path) -> None:
     """In every integer of 8 bits and of ops that work element by element; else within a step."""
     checks = fuzzed_mixed(seed, tmp_path)
     assert sum(check.metrics["total"] for check in checks) > 50
+
+
+@pytest.mark.parametrize("seed", SEEDS[:8])
+def test_refined_integers_agree_too(seed: int, tmp_path: Path) -> None:
+    checks = fuzzed(seed, tmp_path, ",round-weights,correct-bias")
+    assert sum(check.metrics["total"] for check in checks) > 100
 
 
 class Call(nn.Module):
