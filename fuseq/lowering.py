@@ -46,7 +46,8 @@ def lower(
     """Lower a model to a bundle, and check what was written.
 
     Args:
-        model: a module; or a program, float or quantized, whose remaining passes run.
+        model: a module; or a program, float or quantized, whose remaining passes run; or a model
+            prepared for training, which is finalized.
         example_inputs: what to capture a module with.
         backend: name of a backend, or one with options.
         out: directory of the bundle.
@@ -71,6 +72,10 @@ def lower(
     require_writable(out, force)
     target = plugins.load("backends", backend)() if isinstance(backend, str) else backend
     data = repeatable(calibration)
+    if isinstance(model, nn.Module):
+        from fuseq.qat.model import shipped
+
+        model = shipped(model)
     start = captured(model, example_inputs, progress=progress, dynamic=not target.fixed_size)
     if target.fixed_size and start.origin.dynamic and start.quantization is None:
         start = at_captured_size(start)

@@ -71,7 +71,7 @@ def copied(model: nn.Module) -> nn.Module:
     Raises:
         FuseqError: FQ101 if something the model holds cannot be copied.
     """
-    model = _unwrapped(model)
+    model = unwrapped(model)
     # Tensors that hooks computed (weight norm) or that a forward kept are copied by value.
     computed = {
         id(value): value.detach().clone()
@@ -91,7 +91,7 @@ def copied(model: nn.Module) -> nn.Module:
     for module in result.modules():
         vars(module).pop("_compiled_call_impl", None)  # of Module.compile()
         for name, child in module.named_children():
-            setattr(module, name, _unwrapped(child))
+            setattr(module, name, unwrapped(child))
     return result
 
 
@@ -160,7 +160,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             items[:] = kept_items
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
+def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`."""
     while True:
         inner = getattr(module, "_orig_mod", None)

@@ -38,7 +38,7 @@ def check(
     compared with its own golden outputs.
 
     Args:
-        reference: module, program, bundle, or path of a file or bundle.
+        reference: module, program, prepared model, bundle, or path of a file or bundle.
         candidate: another; None to check a bundle against its golden outputs.
         inputs: batches of float32 arrays; the sides' recorded inputs, or seeded ones in [0, 1].
         min_sqnr_db: gate of a fidelity check; without it that check only reports.

@@ -53,11 +53,15 @@ class Side:
 
 
 def side_of(thing: object) -> Side:
-    """A side from a module, a program, a bundle, a file or a directory.
+    """A side from a module, a program, a prepared model, a bundle, a file or a directory.
 
     Raises:
         FuseqError: FQ013 for a path that is no file of a known kind.
     """
+    if isinstance(thing, nn.Module):
+        from fuseq.qat.model import shipped
+
+        thing = shipped(thing)
     if isinstance(thing, Program):
         return _program_side(thing)
     if isinstance(thing, nn.Module):

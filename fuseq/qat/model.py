@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fuseq import ops
+from fuseq.model_copy import unwrapped
 from fuseq.program import PassRecord, Program
 from fuseq.qat import distribution
 from fuseq.qat.training import TrainingRunner, require_finite, used_intervals
@@ -62,6 +63,7 @@ class QatModel(nn.Module):
         extremes: Mapping[str, tuple[float, float]],
         *,
         learn_scales: bool = False,
+        observer: str = "minmax",
     ) -> None:
         """Take over a legalized program.
 
@@ -72,11 +74,12 @@ class QatModel(nn.Module):
             ranges: of each group with a free grid, from calibration.
             extremes: smallest and largest value that calibration saw of each of these groups.
             learn_scales: make scales parameters (LSQ) instead of following ranges.
+            observer: how the ranges were measured, for the history.
         """
         super().__init__()
         self.network = program.module
         self.program, self.profile, self.structure = program, profile, structure
-        self.learn_scales = False
+        self.learn_scales, self.observer = False, observer
         groups = dict.fromkeys(structure.group.values())
         self.index = {group: i for i, group in enumerate(groups)}
         self._used = used_intervals(program, structure)
@@ -280,13 +283,14 @@ def finalize(model: QatModel) -> Program:
         model: stays as it is.
 
     Returns:
-        A program of its own whose table is, bit for bit, what the model computes with.
+        A program of its own, on the host, whose table is, bit for bit, what the model computes
+        with.
 
     Raises:
         FuseqError: FQ402 if a parameter is not finite, FQ404 if ranks disagree.
     """
     program = _trained(model, (FloatIslands(model.structure.islands),))
-    program.quantization = model.table()
+    program.quantization = _on_host(model.table())
     return program
 
 
@@ -300,7 +304,7 @@ def float_program(model: QatModel) -> Program:
         model: stays as it is.
 
     Returns:
-        A program of its own, for `fuseq.fuse` and `fuseq.quantize`.
+        A program of its own, on the host, for `fuseq.fuse` and `fuseq.quantize`.
 
     Raises:
         FuseqError: as `finalize`.
@@ -317,7 +321,34 @@ def _trained(model: QatModel, details: tuple[Any, ...]) -> Program:
     require_finite(model.program, ())
     distribution.require_equal(model)
     program = model.program.clone()
-    program.module.requires_grad_(False)
-    record = PassRecord("qat", len(model.structure.group), details)
+    program.module.requires_grad_(False).cpu()
+    record = PassRecord(_spelled(model), len(model.structure.group), details)
     program.history = (*program.history, record)
     return program
+
+
+def _on_host(table: QuantizationTable) -> QuantizationTable:
+    grids = {
+        name: Grid(grid.scale.cpu(), grid.zero_point.cpu(), grid.dtype, grid.axis)
+        for name, grid in table.grids.items()
+    }
+    integers = {name: value.cpu() for name, value in table.integers.items()}
+    return dataclasses.replace(table, grids=grids, integers=integers)
+
+
+def _spelled(model: QatModel) -> str:
+    """Like a pass, with what differs from a min-max start and the last of the usual stages."""
+    usual = {"observer": "minmax", "learn_scales": False}
+    usual |= {"observing": False, "weight_grids_frozen": True}
+    changed = [f"{k}={getattr(model, k)}" for k, v in usual.items() if getattr(model, k) != v]
+    return "qat" + (f"{{{','.join(changed)}}}" if changed else "")
+
+
+def shipped(model: nn.Module) -> nn.Module | Program:
+    """What a prepared model has become, whatever it is wrapped in; any other module as it is.
+
+    Raises:
+        FuseqError: as `finalize`.
+    """
+    inner = unwrapped(model)
+    return finalize(inner) if isinstance(inner, QatModel) else model

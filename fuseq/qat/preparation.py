@@ -84,6 +84,7 @@ def prepare(
         ranges={group: o.range(structure.dtypes[group]) for group, o in free.items()},
         extremes={group: (o.low, o.high) for group, o in free.items()},
         learn_scales=learn_scales,
+        observer=observer,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,6 +21,9 @@ from fuseq.quant.arithmetic import ARITHMETICS, Arithmetic
 from fuseq.quant.grid import Grid
 from fuseq.quant.structure import flat_arguments
 from fuseq.quant.table import QuantizationTable
+
+if TYPE_CHECKING:
+    from fuseq.qat.model import QatModel
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Execution:
 
 
 def execute(
-    program: Program,
+    program: Program | QatModel,
     inputs: tuple[Tensor, ...],
     arithmetic: str | None = None,
     *,
@@ -65,7 +68,7 @@ def execute(
     """Run a quantized program in integers.
 
     Args:
-        program: with a quantization table.
+        program: with a quantization table; or a model prepared for training, which is finalized.
         inputs: float32 tensors; inputs on a grid are quantized first.
         arithmetic: key of `ARITHMETICS`; the profile's own by default.
         given: integers another runtime computed, by node name: each op then starts from these
@@ -80,6 +83,10 @@ def execute(
     Raises:
         FuseqError: FQ201 for a program without a table, FQ007 for an unknown arithmetic.
     """
+    if not isinstance(program, Program):
+        from fuseq.qat.model import finalize
+
+        program = finalize(program)
     table = program.quantization
     if table is None:
         raise FuseqError("FQ201", "the program is not quantized", fix="run fuseq.quantize first")

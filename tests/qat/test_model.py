@@ -9,7 +9,6 @@ import torch
 
 import fuseq
 import fuseq.qat
-from fuseq import ops
 from tests.qat.networks import Residual, batches, prepared, steps
 
 STAGES = [(True, False), (False, False), (False, True)]
@@ -92,25 +91,3 @@ def test_autocast_leaves_the_integers_alone():
         result = model(x)
     assert result.dtype == torch.float32
     assert torch.equal(result, expected)
-
-
-def test_branches_that_were_trained_apart_can_still_be_fused_and_shipped(tmp_path):
-    passes = "recalibrate-bn,fold-bn"
-    model = prepared(passes=passes, unfused=True)
-    assert ops.count(model.program, "conv2d") == 5
-    assert ops.count(model.program, "requantize") == 2
-    steps(model, batches())
-    trained = fuseq.qat.float_program(model)
-    fused = fuseq.fuse(trained)
-    assert fused.report is not None
-    assert fused.report["ops"] == {"conv_before": 5, "conv_after": 4, "bn_before": 0, "bn_after": 0}
-    x = batches(1, seed=7)[0]
-    torch.testing.assert_close(fused(x), model.network(x))
-    bundle = fuseq.lower(
-        fused, out=tmp_path / "out", calibration=batches(), passes="legalize,quantize"
-    )
-    assert bundle.result is not None
-    assert bundle.result.passed
-    names = [entry["name"] for entry in bundle.manifest["passes"]]
-    expected = "recalibrate-bn fold-bn legalize qat fuse-affine legalize quantize"
-    assert names == expected.split()
