@@ -23,6 +23,9 @@ from fuseq.requirements import batch_norms_folded
 PASSES = "recalibrate-bn,fuse-affine,equalize"
 """What runs before `legalize`: the graph that is trained is the one that is deployed."""
 
+UNFUSED_PASSES = "recalibrate-bn,fold-bn"
+"""The same for a graph whose branches are trained apart."""
+
 
 def prepare(
     model: nn.Module | Program,
@@ -31,7 +34,7 @@ def prepare(
     target: str = "onnx",
     calibration: Iterable[Any],
     observer: str = "minmax",
-    passes: str = PASSES,
+    passes: str | None = None,
     unfused: bool = False,
     learn_scales: bool = False,
     keep: Sequence[str] = (),
@@ -45,10 +48,10 @@ def prepare(
         target: name of a backend; its profile says what becomes an integer.
         calibration: batches of inputs, read several times; an iterator is read into memory first.
         observer: minmax, moving-average, percentile or mse: the first ranges.
-        passes: what runs before `legalize`.
+        passes: what runs before `legalize`, instead of `PASSES` or `UNFUSED_PASSES`.
         unfused: train branches apart although fusion would make them one convolution: each costs
-            its own time and its own quantizer, and the grids that are learned end with fusion. The
-            baseline that deploy-before-QAT is compared with.
+            its own time and its own quantizer, and the grids that are learned end with fusion
+            (`float_program`). The baseline that deploy-before-QAT is compared with.
         learn_scales: train scales by gradients (LSQ) instead of following ranges.
         keep: names of nodes that stay float.
         progress: called as stages advance.
@@ -64,6 +67,8 @@ def prepare(
     assert data is not None
     profile = plugins.load("backends", target).profile
     program = captured(model, example_inputs, progress=progress)
+    if passes is None:
+        passes = UNFUSED_PASSES if unfused else PASSES
     program = run_passes(parse_passes(passes, profile=profile, calibration=data), program, progress)
     if not unfused:
         _require_fused(program)

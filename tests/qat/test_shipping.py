@@ -54,7 +54,7 @@ def test_execute_shows_the_integers_of_a_prepared_model():
 
 
 def test_branches_that_were_trained_apart_can_still_be_fused_and_shipped(tmp_path):
-    model = prepared(passes="recalibrate-bn,fold-bn", unfused=True)
+    model = prepared(unfused=True)
     assert ops.count(model.program, "conv2d") == 5
     assert ops.count(model.program, "requantize") == 2
     steps(model, batches())
