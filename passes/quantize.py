@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 
 import fuseq
 from fuseq.errors import FuseqError
-from fuseq.plugins import did_you_mean
 from fuseq.program import Program
-from fuseq.quant.calibrate import calibrate
+from fuseq.quant.measured import measure
 from fuseq.quant.profile import Profile
 from fuseq.quant.solve import solve
-from fuseq.quant.structure import FloatIslands, Structure, find_structure
+from fuseq.quant.structure import FloatIslands
 from fuseq.requirements import batch_norms_folded
 
 
@@ -51,8 +50,7 @@ class Quantize(fuseq.Pass):
 
         Raises:
             FuseqError: FQ012 without a target or for what it does not have, FQ006 without data,
-                FQ007 for an unknown node, FQ401 for a wide node without a grid, and as `calibrate`
-                raises.
+                and as `measure` raises.
         """
         if self.profile is None:
             raise FuseqError("FQ012", "quantize needs a target", fix="--backend onnx")
@@ -60,41 +58,18 @@ class Quantize(fuseq.Pass):
             raise FuseqError(
                 "FQ006", "quantize needs calibration data", fix="--calib DIR, or calibration_data()"
             )
-        profile = self.profile.with_choices(self.activation, self.per_channel)
-        _require_nodes(program, (*self.keep, *self.wide))
-        structure = find_structure(program, profile, frozenset(self.keep), frozenset(self.wide))
-        _require_wide(program, profile, structure, self.wide)
-        observers = calibrate(program, structure, self.calibration, self.observer, self.progress)
-        program.quantization = solve(program, profile, structure, observers)
+        measured = measure(
+            program,
+            self.profile,
+            self.calibration,
+            observer=self.observer,
+            keep=self.keep,
+            wide=self.wide,
+            activation=self.activation,
+            per_channel=self.per_channel,
+            progress=self.progress,
+        )
+        structure = measured.structure
+        program.quantization = solve(program, measured.profile, structure, measured.observers)
         program.note(FloatIslands(structure.islands))
         return len(structure.group)
-
-
-def _require_nodes(program: Program, names: tuple[str, ...]) -> None:
-    known = [node.name for node in program.graph.nodes if node.op not in ("get_attr", "output")]
-    for name in names:
-        if name not in known:
-            raise FuseqError(
-                "FQ007",
-                f"the program to quantize has no node '{name}'",
-                why=f"its nodes are {', '.join(known[:40])}{', ...' if known[40:] else ''}",
-                fix=did_you_mean(name, known) or "one of these names",
-            )
-
-
-def _require_wide(
-    program: Program, profile: Profile, structure: Structure, names: tuple[str, ...]
-) -> None:
-    if names and not profile.wide:
-        raise FuseqError(
-            "FQ012",
-            f"target '{profile.name}' has no activations of 16 bits",
-            fix=f'keep=("{names[0]}",) leaves a node in float',
-        )
-    for node in program.graph.nodes:
-        if node.name in names and node.name not in {*structure.group, *structure.absorbed}:
-            raise FuseqError(
-                "FQ401",
-                f"{program.where(node)} has no grid that could have 16 bits",
-                fix="leave it out of `wide`: it is computed in float, and read in float",
-            )

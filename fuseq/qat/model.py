@@ -53,6 +53,7 @@ class QatModel(nn.Module):
     activation_scale: Tensor
     activation_zero_point: Tensor
     flags: Tensor
+    activation_factors: Tensor
 
     def __init__(
         self,
@@ -103,8 +104,9 @@ class QatModel(nn.Module):
             self._make_scales_parameters()
         self.register_load_state_dict_post_hook(_read_flags)  # type: ignore[no-untyped-call]
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *inputs: Tensor) -> Any:
-        """Run on integers.
+        """Run on integers; `torch.compile` runs it as it is.
 
         Args:
             *inputs: as the model takes them; floats in any precision.
@@ -186,7 +188,7 @@ class QatModel(nn.Module):
     def _activation_grids(self) -> dict[str, Grid]:
         scales = self.activation_scale.clamp_min(SMALLEST_SCALE)
         if self.learn_scales:
-            scales = _learned(scales, self._activation_factors, self.observing)
+            scales = _learned(scales, self.activation_factors, self.observing)
         # Scalars live on the host: kernels take them as numbers, on whatever device values are.
         parts, zero_points = scales.cpu().unbind(), self.activation_zero_point.cpu().unbind()
         grids = {
@@ -227,9 +229,8 @@ class QatModel(nn.Module):
             value = getattr(self, name)
             delattr(self, name)
             self.register_parameter(name, nn.Parameter(value))
-        self._activation_factors = torch.tensor(
-            [_learning_factor(self.program, self.structure, group) for group in self.index]
-        )
+        factors = [_learning_factor(self.program, self.structure, group) for group in self.index]
+        self.register_buffer("activation_factors", torch.tensor(factors), persistent=False)
 
 
 def _name(path: str) -> str:

@@ -16,8 +16,8 @@ from fuseq.errors import FuseqError
 from fuseq.pass_spec import parse_passes
 from fuseq.program import Program
 from fuseq.qat.model import QatModel
-from fuseq.quant.calibrate import calibrate, repeatable
-from fuseq.quant.structure import find_structure
+from fuseq.quant.calibrate import repeatable
+from fuseq.quant.measured import measure
 from fuseq.requirements import batch_norms_folded
 
 PASSES = "recalibrate-bn,fuse-affine,equalize"
@@ -38,6 +38,9 @@ def prepare(
     unfused: bool = False,
     learn_scales: bool = False,
     keep: Sequence[str] = (),
+    wide: Sequence[str] = (),
+    activation: str | None = None,
+    per_channel: bool | None = None,
     progress: Progress | None = None,
 ) -> QatModel:
     """Recalibrate, fuse, equalize and legalize a model, calibrate it, and make it trainable.
@@ -54,6 +57,10 @@ def prepare(
             (`float_program`). The baseline that deploy-before-QAT is compared with.
         learn_scales: train scales by gradients (LSQ) instead of following ranges.
         keep: names of nodes that stay float.
+        wide: names of nodes whose values have 16 bits; what shares a grid with them has too.
+        activation: dtype of activations; None for the target's first.
+        per_channel: whether weights have one scale per output channel; None for what the target
+            has.
         progress: called as stages advance.
 
     Returns:
@@ -76,15 +83,24 @@ def prepare(
     reason = batch_norms_folded(program)
     if reason:
         raise FuseqError("FQ201", f"QAT needs folded batch norms: {reason}", fix="fuse-affine")
-    structure = find_structure(program, profile, frozenset(keep))
     if progress:
         progress("calibrate", 0)
-    observers = calibrate(program, structure, data, observer)
+    measured = measure(
+        program,
+        profile,
+        data,
+        observer=observer,
+        keep=keep,
+        wide=wide,
+        activation=activation,
+        per_channel=per_channel,
+    )
+    structure, observers = measured.structure, measured.observers
     program.module.requires_grad_(True)
     free = {group: o for group, o in observers.items() if group not in structure.fixed}
     return QatModel(
         program,
-        profile,
+        measured.profile,
         structure,
         ranges={group: o.range(structure.dtypes[group]) for group, o in free.items()},
         extremes={group: (o.low, o.high) for group, o in free.items()},

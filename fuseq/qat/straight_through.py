@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuseq.quant.arithmetic.base import Arithmetic, Pair, along
+from fuseq.quant.arithmetic.base import Arithmetic, Pair, along, exact_sum
 from fuseq.quant.grid import Grid
 
 EXACT = 2**24
@@ -133,6 +133,10 @@ class StraightThrough(Arithmetic):
     def __init__(self, arithmetic: Arithmetic, extremes: list[Tensor] | None = None) -> None:
         self.arithmetic, self.extremes = arithmetic, extremes
 
+    def between(self, *grids: Grid) -> StraightThrough:
+        """As the other arithmetic chooses."""
+        return StraightThrough(self.arithmetic.between(*grids), self.extremes)
+
     def quantize(self, real: Tensor, grid: Grid) -> Tensor:
         """Centered integers of reals."""
         return self._through(real, grid, lambda: self.arithmetic.quantize(real, grid))
@@ -148,7 +152,7 @@ class StraightThrough(Arithmetic):
         x, weight = multiplicands
         multiplier = self.arithmetic.float32_multiplier(multiplicands, output_grid)
         if multiplier is None:
-            real = accumulator * along(x.scale * weight.scale, accumulator, axis)
+            real = accumulator.float() * along(x.scale * weight.scale, accumulator, axis)
             exact = accumulator.detach().double()
             arguments = (exact, multiplicands, output_grid, axis)
             kernel = partial(self.arithmetic.requantize_accumulator, *arguments)
@@ -182,6 +186,7 @@ class StraightThrough(Arithmetic):
         total = _exact_sum(
             lambda c, w, b: F.conv2d(c, w, b, stride, padding, dilation, groups),
             (x, grid, weight, bias),
+            axis=1,
         )
         return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=1)
 
@@ -195,7 +200,7 @@ class StraightThrough(Arithmetic):
         output_grid: Grid,
     ) -> Tensor:
         """Linear layer; weight and bias as for `convolve`."""
-        total = _exact_sum(F.linear, (x, grid, weight, bias))
+        total = _exact_sum(F.linear, (x, grid, weight, bias), axis=-1)
         return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=-1)
 
     def matmul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
@@ -390,7 +395,7 @@ class StraightThrough(Arithmetic):
         """The integers of a kernel, with the gradient of the reals it stands for."""
         self._observe(real, None)
         with torch.no_grad():
-            integers = (kernel() - grid.zero_point).to(real.dtype)
+            integers = (kernel() - grid.zero_point).float()
         return rounded(real / grid.scale, limits(grid), integers)
 
     def _observe(self, values: Tensor, scale: Tensor | None) -> None:
@@ -413,6 +418,7 @@ def _centered_sum(
 def _exact_sum(
     function: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     operands: tuple[Tensor, Grid, Tensor, Tensor | None],
+    axis: int,
 ) -> Tensor:
     """Weighted sums of integers, exact: in float32 where that holds them, else by way of float64.
 
@@ -429,7 +435,9 @@ def _exact_sum(
     if float(bound) <= EXACT:
         return total
     with torch.no_grad():
-        exact = function(x.double(), weight.double(), bias)
+        exact = exact_sum(lambda c, w: function(c, w, None), x.to(torch.int32), weight, grid)
+        if bias is not None:
+            exact = exact + along(bias, exact, axis)
     return _Instead.apply(total, exact)  # type: ignore[no-any-return,no-untyped-call]
 
 
