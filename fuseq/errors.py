@@ -20,7 +20,7 @@ CODES: dict[str, tuple[str, int]] = {
     "FQ009": ("nothing was compared", USAGE),
     "FQ010": ("two distributions register the same name", USAGE),
     "FQ011": ("a plugin cannot be loaded", USAGE),
-    "FQ012": ("bad pass options", USAGE),
+    "FQ012": ("bad options", USAGE),
     "FQ013": ("not a readable artifact or bundle", USAGE),
     "FQ101": ("the model cannot be captured as a graph", REFUSED),
     "FQ102": ("the model raised on its example inputs", REFUSED),

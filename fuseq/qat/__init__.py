@@ -6,17 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fuseq.qat.curriculum import Curriculum, Stage
     from fuseq.qat.model import QatModel, finalize, float_program
     from fuseq.qat.preparation import prepare
 
 _HOMES = {
+    "Curriculum": "fuseq.qat.curriculum",
     "QatModel": "fuseq.qat.model",
+    "Stage": "fuseq.qat.curriculum",
     "finalize": "fuseq.qat.model",
     "float_program": "fuseq.qat.model",
     "prepare": "fuseq.qat.preparation",
 }
 
-__all__ = ["QatModel", "finalize", "float_program", "prepare"]
+__all__ = ["Curriculum", "QatModel", "Stage", "finalize", "float_program", "prepare"]
 
 
 def __getattr__(name: str) -> Any:
