@@ -43,8 +43,8 @@ class QatModel(nn.Module):
         observing: activation ranges follow the training batches, and with them the grids.
         weight_grids_frozen: weights keep the grids they had when this was set, and are cut there;
             otherwise each step takes the grids of its weights.
-        wanted: names of nodes whose reals the training forward leaves in `features`.
-        features: reals by node name, with gradients, of the last training forward.
+        wanted: names of nodes whose reals the forward pass leaves in `features`.
+        features: reals by node name, in training with gradients, of the last forward pass.
     """
 
     program: Program
@@ -120,7 +120,10 @@ class QatModel(nn.Module):
         inputs = tuple(x.float() if x.is_floating_point() else x for x in inputs)
         with torch.autocast(inputs[0].device.type, enabled=False):
             if not self.training:
-                return execute(self.quantized(), inputs, intermediates=False).result
+                program = self.quantized()
+                execution = execute(program, inputs, intermediates=bool(self.wanted))
+                self.features = {name: execution.real(program, name) for name in self.wanted}
+                return execution.result
             require_finite(self.program, inputs)
             runner = TrainingRunner(
                 self.program,

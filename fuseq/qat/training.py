@@ -64,9 +64,15 @@ class TrainingRunner(IntegerInterpreter):
         if self.rounded_ends is not None:
             fresh = len(self.rounded_ends) - len(self.rounding_nodes)
             self.rounding_nodes += [node.name] * fresh
-        if node.name in self.wanted:
-            self.features[node.name] = self.real(value)
-        return value
+        return self._feature(node.name, value) if node.name in self.wanted else value
+
+    def _feature(self, name: str, value: Any) -> Any:
+        """Note a value's reals, and compute what follows from them: gradients meet there."""
+        real = self.features[name] = self.real(value)
+        if not isinstance(value, Quantized):
+            return real
+        steps = real / value.grid.scale
+        return Quantized(rounded(steps, limits(value.grid), value.q.detach()), value.grid)
 
     def extremes(self, used: Mapping[str, tuple[str, float, float]]) -> dict[str, list[float]]:
         """Smallest and largest real of each group that was rounded in this run.

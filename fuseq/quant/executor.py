@@ -56,6 +56,18 @@ class Execution:
     reals: Mapping[str, Tensor]
     rounded: frozenset[str]
 
+    def real(self, program: Program, name: str) -> Tensor:
+        """Reals of a value that was kept.
+
+        Args:
+            program: that was run.
+            name: of the node.
+        """
+        if name in self.reals:
+            return self.reals[name]
+        assert program.quantization is not None
+        return program.quantization.grids[name].dequantize(self.integers[name])
+
 
 def execute(
     program: Program | QatModel,
