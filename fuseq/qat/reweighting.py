@@ -5,12 +5,12 @@ larger gradient wins. QDR (arXiv 2603.09624) reweights the losses by learned num
 the magnitudes of the two gradients; its abstract, which is what we have read, gives no formula.
 The one here is ours. With z the bottleneck of the student, which both losses reach,
 
-    loss     = L_rec + e^theta L_dis
-    residual = log(r) + log |dL_rec/dz| - log |dL_dis/dz| - theta
-    theta    <- theta + rate clip(residual, -1, 1),       |theta| <= log(largest)
+    balanced = log(r) + log |dL_rec/dz| - log |dL_dis/dz|              of this batch
+    theta    <- theta + rate clip(balanced - theta, -1, 1)
+    loss     = L_rec + exp(min(theta, balanced + log 2)) L_dis,        |theta| <= log(largest)
 
-which is stochastic gradient descent on the Huber loss of the residual. At its minimum the two
-gradients, weighted, have the ratio r. Why this form:
+The second line is stochastic gradient descent on the Huber loss of `balanced - theta`. At its
+minimum the two gradients, weighted, have the ratio r. Why this form:
 
 * Gradients at a shared value are compared as in GradNorm (Chen et al., ICML 2018, section 3.2, eq.
   1 and 2), whose rate term L(t) / L(0) is left out: late in training it is noise.
@@ -18,6 +18,9 @@ gradients, weighted, have the ratio r. Why this form:
 * The clip bounds what one noisy batch can do: theta follows the median of batches, not the mean.
 * Reconstruction keeps the weight 1, so the learning rate keeps its meaning, and a distillation
   loss that vanishes cannot turn reconstruction off. GradNorm's weights, whose sum is fixed, do.
+* The minimum keeps distillation from pulling more than twice as hard as it should while theta is
+  on its way: a student starts next to its teacher, and the gradient of a squared distance grows
+  with the distance. Without it plain SGD diverges there.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+
+from fuseq.qat.distribution import is_distributed
 
 
 class LearnableReweighting(nn.Module):
@@ -37,22 +42,24 @@ class LearnableReweighting(nn.Module):
     every rank weighs alike.
 
     Attributes:
-        theta: logarithm of the weight of distillation, 0-d float32.
+        theta: logarithm of the weight of distillation, learned, 0-d float32.
+        bound: logarithm of the largest weight that the last comparison allows.
         calls: how often it was called in training.
         started: whether a batch has given `theta` its first value.
     """
 
     theta: Tensor
+    bound: Tensor
     calls: Tensor
     started: Tensor
 
     def __init__(
-        self, ratio: float = 1.0, *, rate: float = 0.1, largest: float = 1e4, every: int = 8
+        self, ratio: float = 1.0, *, rate: float = 0.1, largest: float = 1e4, every: int = 1
     ) -> None:
         """Start without a weight: the first batch gives it.
 
         Args:
-            ratio: wanted `|e^theta dL_dis/dz| / |dL_rec/dz|`, above 0.
+            ratio: wanted `weight |dL_dis/dz| / |dL_rec/dz|`, above 0.
             rate: largest step of `theta`, in (0, 1].
             largest: bound of the weight of distillation and of its inverse, at least 1.
             every: gradients are compared at each so many calls; a comparison costs one more
@@ -66,13 +73,15 @@ class LearnableReweighting(nn.Module):
             raise ValueError(f"out of range: {ratio=}, {rate=}, {largest=}, {every=}")
         self.ratio, self.rate, self.largest, self.every = ratio, rate, largest, every
         self.register_buffer("theta", torch.tensor(0.0))
+        self.register_buffer("bound", torch.tensor(math.inf))
         self.register_buffer("calls", torch.tensor(0))
         self.register_buffer("started", torch.tensor(False))
 
     @property
     def weight(self) -> Tensor:
-        """Weight of the distillation loss, a 0-d tensor."""
-        return self.theta.exp()
+        """Weight of the distillation loss, a 0-d tensor in `[1 / largest, largest]`."""
+        limit = math.log(self.largest)
+        return torch.minimum(self.theta, self.bound).clamp(-limit, limit).exp()
 
     def forward(self, reconstruction: Tensor, distillation: Tensor, at: Tensor) -> Tensor:
         """The loss to call `backward` on.
@@ -93,14 +102,15 @@ class LearnableReweighting(nn.Module):
 
     def _learn(self, reconstruction: Tensor, distillation: Tensor, at: Tensor) -> None:
         squares = torch.stack([_squared_norm(loss, at) for loss in (reconstruction, distillation)])
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(squares)
+        if is_distributed():
+            torch.distributed.all_reduce(squares)
         balanced = math.log(self.ratio) + 0.5 * (squares[0].log() - squares[1].log())
         if not bool(balanced.isfinite()):
             return  # a gradient of zero, NaN or infinity says nothing about the balance
         residual = balanced - self.theta
         self.theta += self.rate * residual.clamp(-1, 1) if bool(self.started) else residual
         self.theta.clamp_(-math.log(self.largest), math.log(self.largest))
+        self.bound.copy_(balanced + math.log(2))
         self.started.fill_(True)
 
 
