@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fuseq
+import fuseq.qat
 from fuseq.errors import CODES
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +47,9 @@ def test_public_names_are_no_modules():
     modules = {path.stem for path in (ROOT / "fuseq").iterdir()}
     assert not modules & set(fuseq.__all__)
     assert all(getattr(fuseq, name) is not None for name in fuseq.__all__)
+    modules = {path.stem for path in (ROOT / "fuseq" / "qat").iterdir()}
+    assert not modules & set(fuseq.qat.__all__)
+    assert all(getattr(fuseq.qat, name) is not None for name in fuseq.qat.__all__)
 
 
 def test_version_is_said_once_in_effect():

@@ -15,8 +15,7 @@ keeps the path of the user's module that it came from. So one path names the bot
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,7 +24,9 @@ from torch import Tensor, fx, nn
 from fuseq import ops
 from fuseq.affine.prove import Certificate
 from fuseq.errors import FuseqError
+from fuseq.plugins import did_you_mean
 from fuseq.program import Program
+from fuseq.qat.model import QatModel
 
 
 def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -60,24 +61,36 @@ class Features(nn.Module):
         """Find the submodule.
 
         Args:
-            model: any module.
-            path: as `model.get_submodule` takes it; the module returns one tensor.
+            model: any module, or a prepared model (`QatModel`).
+            path: as `get_submodule` of the original model takes it; the module returns one tensor.
+                In a prepared model, a node's name will do too.
 
         Raises:
-            FuseqError: FQ007 if the model has no such module.
+            FuseqError: FQ007 if there is no such module, or as `value_of`, or if the target
+                computes its value together with the activation behind it.
         """
         super().__init__()
+        self.model, self.path = model, path
+        if isinstance(model, QatModel):
+            self.node = _node_of(model, path)
+            model.wanted |= {self.node}
+            return
         paths = [name for name, _ in model.named_modules() if name]
         if path not in paths:
             raise _unknown(path, paths)
-        self.model, self.path = model, path
 
     def forward(self, *inputs: Tensor) -> tuple[Any, Tensor]:
-        """Output of the model and value of the submodule.
+        """Output of the model and value of the submodule, both with gradients.
+
+        Of a prepared model it is the real value of the target's integers.
 
         Raises:
             FuseqError: FQ007 if the submodule did not run exactly once, or gave no tensor.
         """
+        if isinstance(self.model, QatModel):
+            output, value = self.model(*inputs), self.model.features[self.node]
+            self.model.features = {}  # a model that holds a graph cannot be copied
+            return output, value
         seen: list[Any] = []
         module = self.model.get_submodule(self.path)
         hook = module.register_forward_hook(lambda _module, _inputs, value: seen.append(value))
@@ -105,18 +118,19 @@ class SelfTeacher(nn.Module):
         node: name of the node whose value it gives.
     """
 
-    def __init__(self, program: Program, path: str) -> None:
-        """Copy the network as it is now.
+    def __init__(self, model: QatModel | Program, path: str) -> None:
+        """Copy the network as it is now: make the teacher before you train the student.
 
         Args:
-            program: a float program, or a quantized one, whose float weights are taken.
-            path: of the bottleneck in the model that the program came from, or name of a node.
+            model: a prepared model, whose float network is taken, or a program. With the prepared
+                model, channels have the scales that equalization gave both.
+            path: of the bottleneck in the model that was captured, or name of a node.
 
         Raises:
             FuseqError: FQ007 as `value_of`.
         """
         super().__init__()
-        copy = program.clone()
+        copy = (model.program if isinstance(model, QatModel) else model).clone()
         node, result = value_of(copy, path), copy.graph.output_node()
         result.args = (node,)
         copy.clean()
@@ -160,12 +174,26 @@ def value_of(program: Program, path: str) -> fx.Node:
     leaving = [node for node in inside if _is_value(program, node) and _leaves(node, inside)]
     found = leaving or [node for node in nodes if node.name == path and node.op != "output"]
     if not found:
-        scopes = {scope for node in nodes if (scope := node.meta.get("scope"))}
-        raise _unknown(path, [*scopes, *(node.name for node in nodes)])
+        scopes = [(node.meta.get("scope") or "").split(".") for node in nodes]
+        raise _unknown(path, {".".join(s[:n]) for s in scopes for n in range(1, len(s) + 1)})
     if len(found) > 1:
         several = ", ".join(f"`{node.name}`" for node in found)
         raise FuseqError("FQ007", f"'{path}' gives {several}", fix="name the node that you mean")
     return found[0]
+
+
+def _node_of(model: QatModel, path: str) -> str:
+    """Name of the node of a prepared model; its value has to exist on the target."""
+    node = value_of(model.program, path)
+    activation = model.structure.absorbed.get(node.name)
+    if activation is None:
+        return node.name
+    raise FuseqError(
+        "FQ007",
+        f"'{path}' has no value on the target, which computes it together with `{activation}`",
+        where=model.program.where(node),
+        fix=f"name `{activation}`, or the module that runs it",
+    )
 
 
 def _within(scope: str | None, path: str) -> bool:
@@ -200,7 +228,6 @@ def _readers(node: fx.Node) -> Iterator[fx.Node]:
             yield user
 
 
-def _unknown(path: str, known: list[str]) -> FuseqError:
-    close = difflib.get_close_matches(path, sorted(known), n=3)
-    fix = f"did you mean {' or '.join(close)}?" if close else "the paths are those of named_modules"
+def _unknown(path: str, known: Iterable[str]) -> FuseqError:
+    fix = did_you_mean(path, sorted(known)) or "the paths are those of `named_modules`"
     return FuseqError("FQ007", f"'{path}' is no module of the model", fix=fix)

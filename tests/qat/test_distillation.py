@@ -9,6 +9,8 @@ from torch import nn
 import fuseq
 from fuseq.errors import FuseqError
 from fuseq.qat.distillation import Features, SelfTeacher, feature_loss, value_of
+from fuseq.qat.losses import charbonnier
+from fuseq.qat.reweighting import LearnableReweighting
 
 X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -103,14 +105,14 @@ def test_paths_that_name_no_single_value():
             low = self.encoder(x)
             return self.decoder(torch.cat((self.bottleneck(low), self.bottleneck(-low)), 1))
 
-    with pytest.raises(FuseqError, match="did you mean bottleneck") as raised:
+    with pytest.raises(FuseqError, match="did you mean 'bottleneck'") as raised:
         Features(Net(), "botleneck")
     assert raised.value.code == "FQ007"
     with pytest.raises(FuseqError, match="'bottleneck' has no value of its own: it gave Tensor, T"):
         Features(Twice(), "bottleneck")(X)
     with pytest.raises(FuseqError, match="'bottleneck' gives `"):
         value_of(fuseq.capture(Twice(), X), "bottleneck")
-    with pytest.raises(FuseqError, match="did you mean bottleneck"):
+    with pytest.raises(FuseqError, match="did you mean 'bottleneck'"):
         value_of(fuseq.fuse(Net(), X), "botleneck")
 
 
@@ -196,3 +198,104 @@ def test_a_norm_at_the_start_may_join_the_layer_before():
     assert fused.report["ops"]["bn_after"] == 0
     _, expected = Features(model, "bottleneck")(X)
     torch.testing.assert_close(SelfTeacher(fused, "bottleneck")(X), expected)
+
+
+def student_of(path="bottleneck", **options):
+    qat = fuseq.qat.prepare(trained(Net()), X, calibration=[X], **options)
+    return qat, Features(qat, path)
+
+
+@pytest.mark.parametrize("learn_scales", [False, True])
+@pytest.mark.parametrize("path", ["bottleneck", "encoder", "decoder"])
+def test_features_of_a_prepared_model_are_the_integers_that_ship(path, learn_scales):
+    qat, student = student_of(path, learn_scales=learn_scales)
+    qat.stage(observing=False, weight_grids_frozen=False)
+    output, value = student(X)
+    evaluated, integers = student.eval()(X)
+    assert torch.equal(output, evaluated)
+    assert torch.equal(value, integers)
+    program = fuseq.qat.finalize(qat)
+    assert program.quantization is not None
+    grid = program.quantization.grids[student.node]
+    shipped = fuseq.execute(program, (X,)).integers[student.node]
+    assert torch.equal(value, grid.dequantize(shipped))
+    copy.deepcopy(qat.train())
+
+
+def test_a_student_is_close_to_its_teacher_whatever_equalization_did():
+    qat, student = student_of(passes="fuse-affine,equalize")
+    teacher = SelfTeacher(qat, "bottleneck")
+    with torch.no_grad():
+        _, value = student(X)
+    expected = teacher(X)
+    assert value.shape == expected.shape
+    assert feature_loss(value, expected) < 1e-2 * expected.var()  # 20 dB
+    _, original = Features(trained(Net()), "bottleneck")(X)
+    alive = original.amax((0, 2, 3)) > 0
+    expected, original = expected[:, alive], original[:, alive]
+    ratio = expected.sum((0, 2, 3)) / original.sum((0, 2, 3))
+    torch.testing.assert_close(expected, original * ratio[:, None, None], rtol=1e-4, atol=1e-5)
+    assert ratio.max() > 1.5 * ratio.min()  # it did move scales, and the teacher moved with it
+
+
+def test_asking_for_a_value_changes_neither_outputs_nor_gradients():
+    gradients, outputs = [], []
+    for path in (None, "bottleneck"):
+        qat, student = student_of()
+        qat.wanted = qat.wanted if path else frozenset()
+        output = student(X)[0] if path else qat(X)
+        output.square().mean().backward()
+        outputs.append(output)
+        gradients.append([p.grad for p in qat.parameters()])
+    assert torch.equal(*outputs)
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_gradient_of_the_output_passes_through_the_value():
+    qat, student = student_of()
+    output, value = student(X)
+    loss, weight = output.square().mean(), qat.network.get_submodule("bottleneck_1").weight
+    (at_value,) = torch.autograd.grad(loss, value, retain_graph=True)
+    (by_way_of_it,) = torch.autograd.grad(value, weight, at_value, retain_graph=True)
+    (direct,) = torch.autograd.grad(loss, weight)
+    torch.testing.assert_close(by_way_of_it, direct)
+    assert direct.abs().sum() > 0
+
+
+def test_a_value_that_the_target_never_has_is_refused():
+    class Apart(Net):
+        def forward(self, x):
+            low = self.encoder(x)
+            return self.decoder(torch.cat((low, torch.relu(self.bottleneck(low))), 1))
+
+    qat = fuseq.qat.prepare(trained(Apart(nn.Conv2d(8, 8, 3, padding=1))), X, calibration=[X])
+    with pytest.raises(FuseqError, match="computes it together with `relu_1`") as raised:
+        Features(qat, "bottleneck")
+    assert raised.value.code == "FQ007"
+    assert Features(qat, "relu_1").node == "relu_1"
+
+
+def distilled(share, steps=60):
+    """Distance from the teacher at the end of training towards an answer that is far away."""
+    qat, student = student_of()
+    teacher, balance = SelfTeacher(qat, "bottleneck"), LearnableReweighting(share)
+    generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam(qat.parameters(), 1e-3)
+    distances = []
+    for step in range(steps):
+        if step == steps // 2:
+            qat.stage(observing=False, weight_grids_frozen=True)
+        x = torch.rand(2, 3, 16, 16, generator=generator)
+        output, value = student(x)
+        distillation = feature_loss(value, teacher(x))
+        loss = balance(charbonnier(output, 1 - x), distillation, value)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        qat.clip_weights()
+        distances.append(distillation.item())
+    return sum(distances[-10:]) / 10
+
+
+def test_distillation_holds_the_bottleneck_in_quantization_aware_training():
+    assert distilled(1.0) < 0.05 * distilled(1e-3)

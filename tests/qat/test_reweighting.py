@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -36,7 +38,7 @@ def test_the_first_batch_balances(rec, dis):
 @given(st.floats(-3, 3), st.floats(-3, 3))
 @settings(deadline=None, max_examples=20)
 def test_it_follows_a_change_of_scale(before, after):
-    balance = LearnableReweighting(every=1)
+    balance = LearnableReweighting()
     run(balance, 1, 10**before)
     # At most 6 decades at 0.1 nat a step, and then it closes in by a tenth a step.
     weight = run(balance, 200, 10**after)
@@ -56,7 +58,7 @@ def test_gradients_of_a_network_in_training_end_up_balanced(rec, dis, optimized)
         "sgd": lambda: torch.optim.SGD(parameters, 0.02 / largest),
         "adam": lambda: torch.optim.Adam(parameters, 1e-3),
     }[optimized]()
-    balance, ratios = LearnableReweighting(every=4), []
+    balance, ratios = LearnableReweighting(), []
     for step in range(400):
         x = torch.randn(32, 6)
         z = encoder(x)
@@ -80,7 +82,7 @@ def test_gradients_of_a_network_in_training_end_up_balanced(rec, dis, optimized)
 
 def test_outliers_move_it_little():
     torch.manual_seed(0)
-    balance, history = LearnableReweighting(every=1), []
+    balance, history = LearnableReweighting(), []
     for step in range(400):
         noise = math.exp(float(torch.randn(())) / 4)
         spike = 1e6 if step % 20 == 19 else 1.0
@@ -92,9 +94,19 @@ def test_outliers_move_it_little():
     assert float((late - math.log(3)).abs().max()) < 0.5
 
 
+def test_distillation_never_pulls_more_than_twice_as_hard_as_it_should():
+    balance = LearnableReweighting(ratio=0.5)
+    run(balance, 1, 1.0, 1e-3)  # a student next to its teacher
+    for step in range(60):
+        growing = min(1e-3 * 2**step, 1e3)
+        # As hard as half of the reconstruction is asked for.
+        assert run(balance, 1, 1.0, growing) * growing <= 2 * 0.5 * 1.0001
+    assert run(balance, 200, 1.0, 1e3) == pytest.approx(0.5e-3, rel=1e-2)
+
+
 @pytest.mark.parametrize("vanishing", ["rec", "dis"])
 def test_a_loss_that_goes_to_zero_leaves_weights_finite_and_positive(vanishing):
-    balance = LearnableReweighting(every=1)
+    balance = LearnableReweighting()
     for step in range(400):
         scale = max(10.0 ** (-step / 8), 1e-30) if step < 300 else 0.0
         run(balance, 1, **{f"scale_{vanishing}": scale})
@@ -103,7 +115,7 @@ def test_a_loss_that_goes_to_zero_leaves_weights_finite_and_positive(vanishing):
 
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
 def test_a_gradient_without_a_magnitude_teaches_nothing(bad):
-    balance = LearnableReweighting(every=1)
+    balance = LearnableReweighting()
     run(balance, 2, bad)
     assert float(balance.weight) == 1.0
     assert not bool(balance.started)
@@ -151,6 +163,50 @@ def test_a_resumed_run_is_bit_equal():
     head = trained(range(21), first)
     second.load_state_dict(first.state_dict())
     assert head + trained(range(21, 50), second) == whole
+
+
+RANK = """
+import sys, torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+import fuseq.qat
+from fuseq.qat.distillation import Features, SelfTeacher, feature_loss
+from fuseq.qat.reweighting import LearnableReweighting
+from tests.qat.networks import Residual, batches, prepared
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", f"file://{sys.argv[2]}", rank=rank, world_size=2)
+qat = prepared()
+teacher, balance = SelfTeacher(qat, "mul"), LearnableReweighting()
+student = DistributedDataParallel(Features(qat, "mul"))
+optimizer = torch.optim.SGD(qat.parameters(), 1e-2)
+for x in batches(6, seed=rank):
+    output, value = student((1 + rank) * x)
+    distillation = feature_loss(value, teacher((1 + rank) * x))
+    loss = balance((output - x).square().mean(), distillation, value)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+fuseq.qat.finalize(qat)  # refuses ranks that differ
+print(balance.theta.item(), balance.bound.item())
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_with_different_data_weigh_alike(tmp_path):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=300) for rank in ranks]
+    assert all(rank.returncode == 0 for rank in ranks), said[0][1] + said[1][1]
+    assert said[0][0] == said[1][0]
+    assert math.isfinite(float(said[0][0].split()[1]))
 
 
 def test_a_loss_that_does_not_come_from_the_bottleneck_is_refused():
