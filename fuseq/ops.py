@@ -50,6 +50,7 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
     torch.clamp: "clamp",
     torch.sigmoid: "sigmoid",
     torch.tanh: "tanh",
+    torch.rsqrt: "rsqrt",
     F.leaky_relu: "leaky_relu",
     F.hardsigmoid: "hardsigmoid",
     F.hardswish: "hardswish",
@@ -76,7 +77,7 @@ ATTRIBUTES: dict[str, frozenset[str]] = {
     name: frozenset(attributes.split())
     for name, attributes in {
         "add": "", "sub": "", "mul": "", "div": "", "matmul": "", "relu": "", "sigmoid": "",
-        "tanh": "", "requantize": "", "hardsigmoid": "", "hardswish": "", "silu": "",
+        "tanh": "", "rsqrt": "", "requantize": "", "hardsigmoid": "", "hardswish": "", "silu": "",
         "concat": "dim",
         "clamp": "min max",
         "leaky_relu": "negative_slope",

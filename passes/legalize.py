@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 import fuseq
 from fuseq import ops
@@ -131,4 +131,41 @@ def _silu(program: Program, node: fx.Node) -> None:
     node.replace_all_uses_with(product)
 
 
-_DECOMPOSITIONS: dict[str, Callable[[Program, fx.Node], None]] = {"silu": _silu}
+def _instance_norm(program: Program, node: fx.Node) -> None:
+    """`(x - mean) * rsqrt(variance + eps)`, then weight and bias as a depthwise 1x1 convolution.
+
+    A convolution holds every channel's weight on a scale of its own and the bias in int32, rounds
+    the map once less than a product and a sum, and is trained as all others are.
+    """
+    source, norm, graph = node.all_input_nodes[0], program.get(node), program.graph
+    assert isinstance(norm, nn.InstanceNorm2d)
+    spatial: dict[str, Any] = {"dim": (2, 3), "keepdim": True}
+    with graph.inserting_before(node):
+        mean = graph.call_function(torch.mean, (source,), spatial)
+        centered = graph.call_function(torch.sub, (source, mean))
+        square = graph.call_function(torch.mul, (centered, centered))
+        variance = graph.call_function(torch.mean, (square,), spatial)
+        stable = graph.call_function(torch.add, (variance, norm.eps))
+        factor = graph.call_function(torch.rsqrt, (stable,))
+        normed = graph.call_function(torch.mul, (centered, factor))
+    for step in (centered, square, normed):
+        step.meta = dict(node.meta)
+    for statistic in (mean, variance, stable, factor):
+        statistic.meta = {**node.meta, "shape": (*program.shape(node)[:2], 1, 1)}
+    if norm.weight is not None:
+        normed = program.insert_module(f"{node.name}.affine", _affine(norm), node, normed)
+    node.replace_all_uses_with(normed)
+
+
+def _affine(norm: nn.InstanceNorm2d) -> nn.Conv2d:
+    channels = norm.num_features
+    conv = nn.Conv2d(channels, channels, 1, groups=channels, device="meta")
+    weight = norm.weight.detach().clone().reshape(channels, 1, 1, 1)
+    conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(norm.bias.detach().clone())
+    return conv.eval()
+
+
+_DECOMPOSITIONS: dict[str, Callable[[Program, fx.Node], None]] = {
+    "silu": _silu,
+    "instance_norm": _instance_norm,
+}

@@ -48,7 +48,8 @@ class OnnxBackend(Backend):
             {"conv2d", "linear", "add", "mul", "mean", "avg_pool", "leaky_relu", "sigmoid"}
         ),
         float_inside=frozenset(
-            "relu clamp tanh hardsigmoid hardswish sub div prelu interpolate".split()
+            "relu clamp tanh rsqrt hardsigmoid hardswish sub div prelu interpolate "
+            "instance_norm".split()
         ),
         same_grid=frozenset(
             "max_pool pixel_shuffle pixel_unshuffle reshape permute unsqueeze slice pad "

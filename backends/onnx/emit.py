@@ -21,7 +21,7 @@ from onnx import helper
 from torch import Tensor, fx, nn
 
 from fuseq import ops
-from fuseq.backends.onnx import foreign
+from fuseq.backends.onnx import foreign, instance_norm
 from fuseq.backends.onnx.float_ops import FLOAT_OPS, conv_attributes
 from fuseq.backends.onnx.graph import DTYPES, Graph
 from fuseq.backends.onnx.sized_ops import SIZED_OPS
@@ -59,9 +59,11 @@ class _Emitter:
         self.dynamic, self.integer_io = dynamic, integer_io
         self.grids: Mapping[str, Grid] = {}
         self.integers: Mapping[str, Tensor] = {}
+        self.integer: frozenset[str] = frozenset()
         if program.quantization is not None:
             self.grids = program.quantization.grids
             self.integers = program.quantization.integers
+            self.integer = program.quantization.integer
         self.tensors: dict[fx.Node, str] = {}
         self.quantized: dict[fx.Node, str] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -140,6 +142,10 @@ class _Emitter:
             return self._layer(node, "ConvTranspose" if module.transposed else "Conv", module)
         if isinstance(module, nn.Linear):
             return self._linear(node, module)
+        if name == "instance_norm" and node.name in self.integer:
+            operand = node.all_input_nodes[0]
+            values = (self.quantized[operand], self.tensors[operand], self.grids[operand.name])
+            return instance_norm.between_grids(self.graph, self.program, node, *values)
         if name in SIZED_OPS:
             source = self.tensors[node.all_input_nodes[0]]
             return SIZED_OPS[name](self.graph, self.program, node, source, self._size_of)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx, nn
 
+from fuseq.backends.onnx import instance_norm
 from fuseq.backends.onnx.graph import Graph
 from fuseq.program import Program
 
@@ -74,6 +75,12 @@ def _softmax(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str
         return graph.node("Softmax", inputs, node.name, axis=axis)
     logarithm = graph.node("LogSoftmax", inputs, f"{node.name}.logarithm", axis=axis)
     return graph.node("Exp", [logarithm], node.name)
+
+
+def _rsqrt(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    """A division rounds correctly on every machine; a Reciprocal may be approximated."""
+    root = graph.node("Sqrt", inputs, f"{node.name}.root")
+    return graph.node("Div", [graph.constant(np.float32(1)), root], node.name)
 
 
 def _silu(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
@@ -178,9 +185,11 @@ FLOAT_OPS: dict[str, Rule] = {
     "mul": _plain("Mul"),
     "div": _plain("Div"),
     "matmul": _plain("MatMul"),
+    "instance_norm": instance_norm.in_float,
     "relu": _plain("Relu"),
     "sigmoid": _plain("Sigmoid"),
     "tanh": _plain("Tanh"),
+    "rsqrt": _rsqrt,
     "hardswish": _plain("HardSwish"),
     "hardsigmoid": _plain("HardSigmoid", alpha=1 / 6, beta=0.5),
     "leaky_relu": _from_kwargs("LeakyRelu", alpha="negative_slope"),

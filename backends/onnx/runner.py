@@ -107,11 +107,15 @@ class OrtRunner(Runner):
         What only moves values does not count. Layouts that depend on the machine are left out.
         """
         graph = _optimized(self._file)
+        known = {tensor.name for tensor in graph.initializer}  # constants, and what sizes give
         floats = {v.name for v in graph.input if v.type.tensor_type.elem_type == TensorProto.FLOAT}
         found: Counter[str] = Counter()
         for node in graph.node:
+            if node.op_type in _GIVES_SIZES or known.issuperset(node.input):
+                known.update(node.output)
+                continue
             reads = node.op_type != "QuantizeLinear" and any(i in floats for i in node.input)
-            if node.op_type == "DequantizeLinear" or (reads and node.op_type not in _GIVES_SIZES):
+            if node.op_type in ("DequantizeLinear", "Cast") or reads:
                 floats.update(node.output)
             if reads and node.op_type not in _MOVES:
                 found[node.op_type] += 1

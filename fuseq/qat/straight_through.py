@@ -330,6 +330,24 @@ class StraightThrough(Arithmetic):
             lambda: self.arithmetic.prelu(_integers(x, grid), grid, weight, output_grid),
         )
 
+    def instance_norm(
+        self,
+        x: Tensor,
+        grid: Grid,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        output_grid: Grid,
+    ) -> Tensor:
+        """Every channel of every image by its own mean and variance; weight and bias are trained."""
+        real = F.instance_norm(self.dequantize(x, grid), weight=weight, bias=bias, eps=eps)
+        arguments = (_integers(x, grid), grid, weight, bias, eps, output_grid)
+        return self._through(real, output_grid, partial(self.arithmetic.instance_norm, *arguments))
+
+    def rsqrt(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """`1 / sqrt(x)`."""
+        return self._unary("rsqrt", torch.rsqrt, x, grid, output_grid)
+
     def sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """`1 / (1 + exp(-x))`."""
         return self._unary("sigmoid", torch.sigmoid, x, grid, output_grid)

@@ -339,6 +339,14 @@ def _clamp(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     return runner.arithmetic_of(node, grid).clamp(x.q, x.grid, grid, *bounds)  # type: ignore[arg-type]
 
 
+def _instance_norm(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
+    (x,), norm = runner.operands(node), runner.program.get(node)
+    assert isinstance(norm, nn.InstanceNorm2d)
+    return runner.arithmetic_of(node, grid).instance_norm(
+        x.q, x.grid, norm.weight, norm.bias, norm.eps, grid
+    )
+
+
 def _prelu(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,), layer = runner.operands(node), runner.program.get(node)
     assert isinstance(layer, nn.PReLU)
@@ -354,6 +362,7 @@ _KERNELS: dict[str, Kernel] = {
     "clamp": _clamp,
     "interpolate": _interpolate,
     "prelu": _prelu,
+    "instance_norm": _instance_norm,
     "add": _binary("add"),
     "sub": _binary("sub"),
     "mul": _binary("mul"),
@@ -362,6 +371,7 @@ _KERNELS: dict[str, Kernel] = {
     "relu": _unary("relu"),
     "sigmoid": _unary("sigmoid"),
     "tanh": _unary("tanh"),
+    "rsqrt": _unary("rsqrt"),
     "hardsigmoid": _unary("hard_sigmoid"),
     "hardswish": _unary("hard_swish"),
     "silu": _unary("silu"),

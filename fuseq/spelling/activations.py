@@ -32,6 +32,7 @@ sigmoid = spelled(torch.sigmoid, torch.sigmoid_, F.sigmoid, "sigmoid", "sigmoid_
 tanh = spelled(torch.tanh, torch.tanh_, F.tanh, "tanh", "tanh_", aten.tanh.default)(
     _unary(torch.tanh)
 )
+rsqrt = spelled(torch.rsqrt, "rsqrt", aten.rsqrt.default)(_unary(torch.rsqrt))
 hardsigmoid = spelled(F.hardsigmoid, aten.hardsigmoid.default)(_unary(F.hardsigmoid))
 hardswish = spelled(F.hardswish, aten.hardswish.default)(_unary(F.hardswish))
 silu = spelled(F.silu, aten.silu.default)(_unary(F.silu))

@@ -58,6 +58,12 @@ def tokens(*shape: int) -> tuple[Tensor, ...]:
     return (torch.rand(shape, generator=torch.Generator().manual_seed(0)),)
 
 
+EXACT_STATISTICS = {
+    "Add": 3, "Cast": 2, "Div": 3, "Mul": 6, "ReduceSum": 1, "ReduceSumSquare": 1, "Sign": 1,
+    "Sqrt": 1, "Sub": 2,
+}  # fmt: skip
+"""In float64, but for the last multiplication and addition."""
+
 Case = tuple[nn.Module, tuple[Tensor, ...], list[str], dict[str, int]]
 """Network, inputs, values that stay float, float ops in the runtime."""
 
@@ -83,6 +89,13 @@ CASES: dict[str, Callable[[], Case]] = {
     "prelu": lambda: (
         nn.Sequential(nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.Conv2d(8, 4, 1)),
         IMAGE, [], {"PRelu": 1}),
+    "instance norm": lambda: (
+        Between(nn.InstanceNorm2d(8, affine=True)), IMAGE, [], EXACT_STATISTICS),
+    "instance norm without weights": lambda: (
+        Between(nn.InstanceNorm2d(8)), IMAGE, [], EXACT_STATISTICS),
+    "inverse root": lambda: (
+        Between(lambda x: x * torch.rsqrt((x * x).mean((2, 3), keepdim=True) + 0.01)),
+        IMAGE, [], {"Div": 1, "Sqrt": 1}),
     "convolution over time": lambda: (
         nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 1)),
         tokens(1, 4, 50), ["conv1d", "conv1d_1"], {"Conv": 2}),

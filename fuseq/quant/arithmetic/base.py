@@ -230,6 +230,10 @@ class Arithmetic(ABC):
         """Hyperbolic tangent."""
         return self.lookup(x, grid, output_grid, torch.tanh)
 
+    def rsqrt(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """`1 / sqrt(x)`; the root of zero gives the end of the grid, that of less is undefined."""
+        return self.lookup(x, grid, output_grid, lambda real: 1 / real.sqrt())
+
     def hard_sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """`clamp(x / 6 + 1 / 2, 0, 1)`."""
         return self.lookup(x, grid, output_grid, F.hardsigmoid)
@@ -249,6 +253,30 @@ class Arithmetic(ABC):
     def softmax(self, x: Tensor, grid: Grid, output_grid: Grid, dim: int) -> Tensor:
         """`exp(x) / sum exp(x)` along `dim`."""
         return self.quantize(self.dequantize(x, grid).softmax(dim), output_grid)
+
+    def instance_norm(
+        self,
+        x: Tensor,
+        grid: Grid,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        output_grid: Grid,
+    ) -> Tensor:
+        """Every channel of every image of `[N, C, H, W]` by its own mean and variance.
+
+        Args:
+            x: integers of the input.
+            grid: their grid.
+            weight: real factors `[C]`, or None for one.
+            bias: real summands `[C]`, or None for zero.
+            eps: added to the variance.
+            output_grid: grid of the result.
+        """
+        real = self.dequantize(x, grid)
+        weight, bias = (None if p is None else p.to(real.dtype) for p in (weight, bias))
+        normed = F.instance_norm(real, weight=weight, bias=bias, eps=eps)
+        return self.quantize(normed, output_grid)
 
     def lookup(
         self, x: Tensor, grid: Grid, output_grid: Grid, function: Callable[[Tensor], Tensor]

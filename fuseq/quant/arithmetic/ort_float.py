@@ -10,6 +10,8 @@ later):
     sigmoid, tanh        rational approximations, not the correctly rounded functions
     average pool         the mean, summed row by row
     bilinear resize      four weighted corners, summed row by row
+    rsqrt                a root and a division, one rounding each
+    instance norm        fl(fl(x * factor) + offset), statistics from exact sums of integers
 
 Convolutions, matrix products and means of whole maps add in an order that the machine chooses. Our
 sum is the exact one, rounded to float32 once, so an integer of ours and one of the runtime's may
@@ -119,6 +121,35 @@ class OnnxRuntimeFloat(Arithmetic):
                 total = total + column_weight * row_weight.unsqueeze(1) * corner
         return self.quantize(total, output_grid)
 
+    def instance_norm(
+        self,
+        x: Tensor,
+        grid: Grid,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        output_grid: Grid,
+    ) -> Tensor:
+        """Statistics from sums of integers in float64, the rest in float32.
+
+        The sums are exact below 2**53, so that neither their order nor the machine matters.
+        """
+        q, count = x.double(), x.shape[2] * x.shape[3]
+        mean = q.sum((2, 3), keepdim=True) / count
+        variance = (q.square().sum((2, 3), keepdim=True) / count - mean * mean).float()
+        factor = variance.sign()
+        if weight is not None:
+            factor = factor * weight.reshape(-1, 1, 1)
+        factor = factor / _root(variance * (grid.scale * grid.scale) + eps)
+        offset = (grid.zero_point - mean).float() * grid.scale * factor
+        if bias is not None:
+            offset = offset + bias.reshape(-1, 1, 1)
+        return self.quantize(self.dequantize(x, grid) * factor + offset, output_grid)
+
+    def rsqrt(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """Sqrt, then Div."""
+        return self.lookup(x, grid, output_grid, lambda real: 1 / _root(real))
+
     def sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """QLinearSigmoid."""
         return self.lookup(
@@ -158,6 +189,15 @@ def mean_of_windows(
         inside = torch.ones_like(inside)
     total = sum(_windows(padded, kernel_size, stride), torch.zeros(()))
     return total / sum(_windows(inside, kernel_size, stride), torch.zeros(()))
+
+
+def _root(x: Tensor) -> Tensor:
+    """Square root, correctly rounded to float32: what `torch.sqrt` may miss by the last bit.
+
+    Its float64 root may be off by one there too, but no root of a float32 lies that close to the
+    middle between two float32.
+    """
+    return x.double().sqrt().float()
 
 
 def _hard_sigmoid(real: Tensor) -> Tensor:
