@@ -224,8 +224,8 @@ class StraightThrough(Arithmetic):
         add = partial(_centered_sum, self.arithmetic, grid_a, grid_b, endless)
         with torch.no_grad():
             # Image by image, what the kernel leaves in between stays in the cache.
-            count = len(a) if a.shape == b.shape else 1
-            images = zip(a.tensor_split(count), b.tensor_split(count), strict=True)
+            alike = a.shape == b.shape
+            images = zip(a.chunk(len(a)), b.chunk(len(b)), strict=True) if alike else [(a, b)]
             steps = torch.cat([add(*image) for image in images])
         self._observe(steps, output_grid.scale)
         total: Tensor = _Sum.apply(  # type: ignore[no-untyped-call]
@@ -339,14 +339,15 @@ class StraightThrough(Arithmetic):
         eps: float,
         output_grid: Grid,
     ) -> Tensor:
-        """Every channel of every image by its own mean and variance; weight and bias are trained."""
+        """Channels by their own mean and variance; weight and bias are trained."""
         real = F.instance_norm(self.dequantize(x, grid), weight=weight, bias=bias, eps=eps)
         arguments = (_integers(x, grid), grid, weight, bias, eps, output_grid)
         return self._through(real, output_grid, partial(self.arithmetic.instance_norm, *arguments))
 
     def rsqrt(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
-        """`1 / sqrt(x)`."""
-        return self._unary("rsqrt", torch.rsqrt, x, grid, output_grid)
+        """`1 / sqrt(x)`; below half a step the gradient is zero, where it would be infinite."""
+        half = float(grid.scale) / 2
+        return self._unary("rsqrt", lambda x: x.clamp_min(half).rsqrt(), x, grid, output_grid)
 
     def sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """`1 / (1 + exp(-x))`."""

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 import fuseq
 import fuseq.qat
@@ -91,3 +92,19 @@ def test_autocast_leaves_the_integers_alone():
         result = model(x)
     assert result.dtype == torch.float32
     assert torch.equal(result, expected)
+
+
+class AddsNumber(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = torch.tanh(self.conv(x)) + 0.5
+        return result
+
+
+def test_a_number_is_added():
+    model, x = prepared(AddsNumber()), batches(1)[0]
+    expected = model.eval()(x)
+    torch.testing.assert_close(model.train()(x), expected, rtol=0, atol=0)
