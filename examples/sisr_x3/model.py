@@ -27,7 +27,7 @@ HELD_OUT_SEEDS = range(90_000, 90_032)
 
 
 class Block(nn.Module):
-    """Six parallel branches, each with batch normalization, then ReLU."""
+    """Parallel branches, six of them by default, each with batch normalization, then ReLU."""
 
     def __init__(self, channels: int, branches: int = 4) -> None:
         """Create a block of ``branches`` 3x3 branches, one 1x1 branch and the identity."""
@@ -54,11 +54,17 @@ class Block(nn.Module):
 class SuperResolution(nn.Module):
     """Enlarge an RGB image three times."""
 
-    def __init__(self, channels: int = 32, blocks: int = 8) -> None:
-        """Create the network with PyTorch's default initialization."""
+    def __init__(self, channels: int = 32, blocks: int = 8, branches: int = 4) -> None:
+        """Create the network with PyTorch's default initialization.
+
+        Args:
+            channels: Between stem and head.
+            blocks: Number of blocks.
+            branches: 3x3 branches of each block; with one of them it is a RepConv block.
+        """
         super().__init__()
         self.stem = nn.Conv2d(3, channels, 3, padding=1)
-        self.blocks = nn.Sequential(*(Block(channels) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(Block(channels, branches) for _ in range(blocks)))
         self.head = nn.Conv2d(channels, 27, 3, padding=1)
         self.shuffle = nn.PixelShuffle(3)
 
