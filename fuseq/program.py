@@ -240,10 +240,16 @@ class Program:
         return node
 
     def clean(self) -> None:
-        """Drop dead nodes and unused modules, lint and recompile."""
+        """Drop dead nodes, unused modules and unused constants, lint and recompile."""
         self.graph.eliminate_dead_code(
             is_impure_node=lambda node: node.op in ("placeholder", "output")
         )
         self.module.delete_all_unused_submodules()
+        called = tuple(f"{n.target}." for n in self.graph.nodes if n.op == "call_module")
+        read = {n.target for n in self.graph.nodes if n.op == "get_attr"}
+        for name in self.module.state_dict():
+            if name not in read and not name.startswith(called):
+                owner, _, attribute = name.rpartition(".")
+                delattr(self.module.get_submodule(owner), attribute)
         self.graph.lint()
         self.module.recompile()

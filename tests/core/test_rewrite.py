@@ -198,3 +198,22 @@ def test_progress(program: Program) -> None:
     seen: list[str] = []
     Pipeline([DropUnitMul(), Zero()], progress=lambda step: seen.append(step.name)).run(program)
     assert seen == ["drop-unit-mul", "zero"]
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.scale = nn.Parameter(torch.rand(4, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv(x) * self.scale)
+
+
+def test_parameters_that_nothing_reads_any_more_are_dropped() -> None:
+    """They would be trained without a gradient, which DistributedDataParallel refuses."""
+    before = fuseq.capture(Scaled(), torch.rand(1, 3, 8, 8))
+    assert "scale" in before.module.state_dict()
+    fused = fuseq.fuse(before)
+    assert {name.rpartition(".")[2] for name in fused.module.state_dict()} == {"weight", "bias"}
+    assert "scale" in before.module.state_dict()
