@@ -17,7 +17,7 @@ from fuseq.qat import distribution
 from fuseq.qat.training import TrainingRunner, require_finite, used_intervals
 from fuseq.quant.arithmetic.base import along
 from fuseq.quant.executor import execute
-from fuseq.quant.grid import SMALLEST_SCALE, Grid
+from fuseq.quant.grid import LIMITS, SMALLEST_SCALE, Grid
 from fuseq.quant.profile import Profile
 from fuseq.quant.solve import Layer, activation_grids, freeze, layers, weight_grid
 from fuseq.quant.structure import FloatIslands, Structure, bounds
@@ -272,7 +272,8 @@ def _learning_factor(program: Program, structure: Structure, group: str) -> floa
     clamped = any(n.target is torch.clamp and bounds(n)[1] < math.inf for n in members)
     if group in structure.fixed or clamped:
         return 0.0
-    return 1 / math.sqrt(math.prod(program.shape(members[0])[1:]) * 255)
+    largest = LIMITS[structure.dtypes[group]][1]
+    return 1 / math.sqrt(math.prod(program.shape(members[0])[1:]) * largest)
 
 
 def _read_flags(model: nn.Module, _: Any) -> None:
