@@ -1,6 +1,8 @@
 """Bottlenecks are found by the path of the user's module, in models and in fused programs."""
 
 import copy
+import functools
+import math
 
 import pytest
 import torch
@@ -118,9 +120,10 @@ def test_paths_that_name_no_single_value():
 
 def test_the_teacher_computes_the_bottleneck_in_every_state_of_the_pipeline():
     model = trained(Net())
+    states = list(programs(model))
     for path in ("bottleneck", "bottleneck.0", "encoder", "encoder.0"):
         _, expected = Features(model, path)(X)
-        for program in programs(model):
+        for program in states:
             torch.testing.assert_close(SelfTeacher(program, path)(X), expected)
 
 
@@ -275,27 +278,42 @@ def test_a_value_that_the_target_never_has_is_refused():
     assert Features(qat, "relu_1").node == "relu_1"
 
 
-def distilled(share, steps=60):
-    """Distance from the teacher at the end of training towards an answer that is far away."""
+def distilled(balance, optimizer, steps):
+    """Distances from the teacher while a student learns an answer that is far away."""
     qat, student = student_of()
-    teacher, balance = SelfTeacher(qat, "bottleneck"), LearnableReweighting(share)
+    teacher, step = SelfTeacher(qat, "bottleneck"), optimizer(qat.parameters())
     generator = torch.Generator().manual_seed(1)
-    optimizer = torch.optim.Adam(qat.parameters(), 1e-3)
     distances = []
-    for step in range(steps):
-        if step == steps // 2:
+    for number in range(steps):
+        if number == steps // 2:
             qat.stage(observing=False, weight_grids_frozen=True)
         x = torch.rand(2, 3, 16, 16, generator=generator)
         output, value = student(x)
         distillation = feature_loss(value, teacher(x))
         loss = balance(charbonnier(output, 1 - x), distillation, value)
-        optimizer.zero_grad()
+        step.zero_grad()
         loss.backward()
-        optimizer.step()
+        step.step()
         qat.clip_weights()
         distances.append(distillation.item())
-    return sum(distances[-10:]) / 10
+    return distances
 
 
 def test_distillation_holds_the_bottleneck_in_quantization_aware_training():
-    assert distilled(1.0) < 0.05 * distilled(1e-3)
+    def late(ratio):
+        adam = functools.partial(torch.optim.Adam, lr=1e-3)
+        return sum(distilled(LearnableReweighting(ratio), adam, 60)[-10:])
+
+    assert late(1.0) < 0.05 * late(1e-3)
+
+
+def test_without_its_bound_the_reweighting_loses_the_teacher():
+    class Unbounded(LearnableReweighting):
+        def _learn(self, *losses):
+            super()._learn(*losses)
+            self.bound.fill_(math.inf)
+
+    def late(balance):
+        return sum(distilled(balance, functools.partial(torch.optim.SGD, lr=0.1), 40)[-10:])
+
+    assert late(Unbounded()) > 2 * late(LearnableReweighting())
