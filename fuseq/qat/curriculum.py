@@ -113,6 +113,14 @@ class Curriculum:
         return self._at(self.position)
 
     @property
+    def epochs(self) -> range:
+        """What is left of the plan, for `step`: from the one begun last to the end of all stages.
+
+        Epochs or steps, as the lengths are meant.
+        """
+        return range(self.position, sum(stage.length for stage in self.stages))
+
+    @property
     def learning_rate_factor(self) -> float:
         """What to multiply the learning rate by at the current position."""
         return self.stage.learning_rate_factor
