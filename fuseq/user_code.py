@@ -26,8 +26,14 @@ STUBS = {
     "    for image in my_images:\n        yield image[None]  # a tensor like example_inputs()",
     "preprocess": "def preprocess(image):  # a PIL image\n    return tensor  # (3, height, width)",
     "evaluate": "def evaluate(run):  # run(array) returns an array\n    return {'psnr': 30.0}",
+    "fit": "def fit(model, curriculum):\n"
+    "    optimizer = torch.optim.Adam(model.parameters(), 1e-4)\n"
+    "    for epoch in curriculum.epochs:\n        curriculum.step(epoch)\n"
+    "        for x, y in my_batches:\n            optimizer.zero_grad()\n"
+    "            (model(x) - y).abs().mean().backward()\n"
+    "            optimizer.step()\n            curriculum.clip_weights()",
 }
-"""The functions fuseq looks for in a model's file, each as it could be written."""
+"""The functions fuseq looks for in the user's files, each as it could be written."""
 
 
 def load_function(name: str, default: str) -> tuple[ModuleType, Any]:

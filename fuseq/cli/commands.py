@@ -158,6 +158,70 @@ def fuse(
     answer("fuse", work, as_json=json, debug=debug)
 
 
+@app.command("qat")
+def qat(
+    *,
+    target: Target,
+    fit: Annotated[
+        str, typer.Option(metavar="FILE.py[:FUNCTION]", help="Your loop: fit(model, curriculum).")
+    ],
+    backend: Annotated[str, typer.Option("-b", "--backend", help="Name, or name{option=value}.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the bundle goes.")],
+    stages: Annotated[
+        str, typer.Option(metavar="N,N,N", help="Epochs of observe, tune and freeze.")
+    ] = "30,60,60",
+    calib: Calibration = None,
+    samples: Samples = 128,
+    observer: Annotated[
+        str, typer.Option(help="Of the first ranges: minmax, moving-average, percentile or mse.")
+    ] = "minmax",
+    learn_scales: Annotated[
+        bool, typer.Option("--learn-scales", help="Train scales by gradients (LSQ).")
+    ] = False,
+    unfused: Annotated[
+        bool,
+        typer.Option(
+            "--unfused",
+            help="Train branches apart and fuse afterwards: slower, and the grids trained on are "
+            "not those that ship. The baseline to compare with.",
+        ),
+    ] = False,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Continue from DIR.qat.pt.")
+    ] = None,
+    weights: Weights = None,
+    arg: Arguments,
+    input: Inputs,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace an older bundle and training."),
+    ] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train TARGET in the integers that ship, with a loop of yours, and write the bundle."""
+
+    def work() -> Result:
+        from fuseq.cli import models, training
+
+        return training.qat(
+            models.Source(target, tuple(arg), tuple(input), weights, calib, samples),
+            fit=fit,
+            backend=backend,
+            out=out,
+            stages=stages,
+            observer=observer,
+            learn_scales=learn_scales,
+            unfused=unfused,
+            resume=resume,
+            force=force,
+            quiet=quiet,
+        )
+
+    answer("qat", work, as_json=json, debug=debug)
+
+
 @app.command("inspect")
 def inspect(
     *,

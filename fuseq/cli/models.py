@@ -18,7 +18,7 @@ import fuseq
 from fuseq.affine.prove import Certificate
 from fuseq.affine.refusal import Refusal
 from fuseq.api import Progress
-from fuseq.bundle import MANIFEST, require_writable
+from fuseq.bundle import MANIFEST, Bundle, require_writable
 from fuseq.calibration import CalibrationSource, load_calibration, read_arrays
 from fuseq.cli.explanation import explanation
 from fuseq.cli.progress import progress
@@ -101,12 +101,32 @@ def lower(
             force=force,
             progress=report,
         )
+    return lowered(bundle, data, start, bundle.manifest, {})
+
+
+def lowered(
+    bundle: Bundle,
+    data: CalibrationSource | None,
+    start: float,
+    counts: Mapping[str, Any],
+    extra: Mapping[str, Any],
+) -> Result:
+    """What a command answers that wrote a bundle.
+
+    Args:
+        bundle: with the checks of its lowering.
+        data: calibration data, if there was any.
+        start: `time.perf_counter()` when the command began.
+        counts: of ops, parameters and MACs, before and after.
+        extra: more of the document.
+    """
     assert bundle.result is not None
-    message(Group(*_counts(bundle.manifest)))
+    message(Group(*_counts(counts)))
     document = {
         "bundle": str(bundle.path),
-        "ops": bundle.manifest["ops"],
-        "parameters": bundle.manifest["parameters"],
+        **extra,
+        "ops": counts["ops"],
+        "parameters": counts["parameters"],
         "files": bundle.manifest["files"],
         **bundle.result.to_json(),
         "warnings": bundle.manifest["warnings"],

@@ -230,8 +230,10 @@ def _quantized_fidelity(
     actual = [y for inputs in data for y in _run(program, inputs)]
     extra: dict[str, float] = {}
     if evaluate is not None:
-        before = _metrics(evaluate, lambda x: _run(fused.module, (torch.from_numpy(x),))[0])
-        after = _metrics(evaluate, lambda x: _deployed(program, runner, (torch.from_numpy(x),))[0])
+        before = metrics_of(evaluate, lambda x: _run(fused.module, (torch.from_numpy(x),))[0])
+        after = metrics_of(
+            evaluate, lambda x: _deployed(program, runner, (torch.from_numpy(x),))[0]
+        )
         for name, value in before.items():
             extra[name] = value
             if after[name] != value:
@@ -240,7 +242,12 @@ def _quantized_fidelity(
     return fidelity("int8-vs-float", "fused (float32) <-> quantized", expected, actual, extra=extra)
 
 
-def _metrics(evaluate: Evaluate, run: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
+def metrics_of(evaluate: Evaluate, run: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
+    """The user's metrics of a function from NCHW array to NCHW array.
+
+    Raises:
+        FuseqError: FQ003 if the user's code raises.
+    """
     with user_code("evaluate(run)"):
         return {str(name): float(value) for name, value in evaluate(run).items()}
 
