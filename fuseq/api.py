@@ -19,6 +19,7 @@ from fuseq.macs import total_macs
 from fuseq.pass_spec import parse_passes, with_options
 from fuseq.program import Program
 from fuseq.quant.calibrate import repeatable
+from fuseq.quant.sensitivity import Form
 from fuseq.rewrite import Pass, Pipeline, split_by_promise
 from fuseq.rounding import float32_bound
 from fuseq.statistics import statistics_warnings
@@ -90,6 +91,8 @@ def quantize(
     wide: Sequence[str] = (),
     activation: str | None = None,
     per_channel: bool | None = None,
+    worst: int = 0,
+    worst_as: Form = "int16",
     progress: Progress | None = None,
 ) -> Program:
     """Quantize a model for a target; a module is captured and fused first.
@@ -98,13 +101,16 @@ def quantize(
         model: a module, or a fused program.
         example_inputs: what to capture a module with.
         target: name of a backend; its profile says what becomes an integer.
-        calibration: batches of inputs, seen once.
+        calibration: batches of inputs, seen once; three times with `worst`, for which an iterator
+            is read into memory first.
         observer: minmax, moving-average, percentile or mse.
         keep: names of nodes that stay float.
         wide: names of nodes whose values have 16 bits.
         activation: dtype of activations, of those the target has; by default its first.
         per_channel: whether weights have one scale per output channel; by default what the target
             has.
+        worst: how many parts, of those that cost most when quantized alone, do not get 8 bits.
+        worst_as: what they get instead: float, or int16, which only values can have.
         progress: called as stages advance.
 
     Returns:
@@ -117,7 +123,8 @@ def quantize(
     """
     fused = model if isinstance(model, Program) else fuse(model, example_inputs, progress=progress)
     profile = plugins.load("backends", target).profile
-    steps = parse_passes("legalize,quantize", profile=profile, calibration=calibration)
+    data = repeatable(calibration) if worst else calibration
+    steps = parse_passes("legalize,quantize", profile=profile, calibration=data)
     steps = with_options(
         steps,
         "quantize",
@@ -126,6 +133,8 @@ def quantize(
         wide=tuple(wide),
         activation=activation,
         per_channel=per_channel,
+        worst=worst,
+        worst_as=worst_as,
     )
     return run_passes(steps, fused, progress)
 

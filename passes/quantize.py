@@ -11,8 +11,9 @@ from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.measured import measure
 from fuseq.quant.profile import Profile
+from fuseq.quant.sensitivity import Form, opt_outs, sensitivities
 from fuseq.quant.solve import solve
-from fuseq.quant.structure import FloatIslands
+from fuseq.quant.structure import FloatIslands, Structure
 from fuseq.requirements import batch_norms_folded
 
 
@@ -27,8 +28,10 @@ class Quantize(fuseq.Pass):
         activation: dtype of activations, of those the target has; none for the target's first.
         per_channel: whether weights have one scale per output channel; none for what the target
             has.
+        worst: how many parts, of those that cost most when quantized alone, do not get 8 bits.
+        worst_as: what they get instead: float, or int16, which only values can have.
         profile: the target's rules.
-        calibration: batches of inputs, seen once.
+        calibration: batches of inputs, seen once; three times with `worst`.
         progress: called with the number of batches seen.
     """
 
@@ -41,6 +44,8 @@ class Quantize(fuseq.Pass):
     wide: tuple[str, ...] = ()
     activation: str | None = None
     per_channel: bool | None = None
+    worst: int = 0
+    worst_as: Form = "int16"
     profile: Profile | None = field(default=None, repr=False)
     calibration: Iterable[Any] | None = field(default=None, repr=False)
     progress: Callable[[int], None] | None = field(default=None, repr=False)
@@ -52,6 +57,18 @@ class Quantize(fuseq.Pass):
             FuseqError: FQ012 without a target or for what it does not have, FQ006 without data,
                 and as `measure` raises.
         """
+        structure = self._solve(program, self.keep, self.wide)
+        if self.worst:
+            assert self.calibration is not None
+            ranking = sensitivities(program, self.calibration, self.progress)
+            keep, wide = opt_outs(program, ranking, self.worst, self.worst_as)
+            for part in ranking:
+                program.note(part)
+            structure = self._solve(program, (*self.keep, *keep), (*self.wide, *wide))
+        program.note(FloatIslands(structure.islands))
+        return len(structure.group)
+
+    def _solve(self, program: Program, keep: tuple[str, ...], wide: tuple[str, ...]) -> Structure:
         if self.profile is None:
             raise FuseqError("FQ012", "quantize needs a target", fix="--backend onnx")
         if self.calibration is None:
@@ -63,13 +80,12 @@ class Quantize(fuseq.Pass):
             self.profile,
             self.calibration,
             observer=self.observer,
-            keep=self.keep,
-            wide=self.wide,
+            keep=keep,
+            wide=wide,
             activation=self.activation,
             per_channel=self.per_channel,
             progress=self.progress,
         )
         structure = measured.structure
         program.quantization = solve(program, measured.profile, structure, measured.observers)
-        program.note(FloatIslands(structure.islands))
-        return len(structure.group)
+        return structure
