@@ -10,7 +10,7 @@ import copy
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import torch
 from torch import Tensor, fx, nn
@@ -143,7 +143,10 @@ class Program:
 
     def clone(self) -> Program:
         """A program with its own graph, weights and metadata; the origin stays shared."""
-        memo: dict[int, Any] = {}
+        return copy.deepcopy(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        """A clone that shares with what else is copied what it shared before."""
         for child in self.module.children():
             copied(child, memo)
         return Program(
@@ -155,6 +158,16 @@ class Program:
             history=self.history,
             quantization=self.quantization,
             report=self.report,
+        )
+
+    def __reduce__(self) -> Never:
+        """Refuse to be pickled: fx would trace the graph again, into another one.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "cannot pickle a Program: save the state_dict of its module, and make it anew"
         )
 
     def twin(self, dtype: torch.dtype) -> Program:
