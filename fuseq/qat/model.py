@@ -117,6 +117,7 @@ class QatModel(nn.Module):
         Raises:
             FuseqError: FQ401 or FQ402 for NaN or infinity in training.
         """
+        _read_flags(self)
         inputs = tuple(x.float() if x.is_floating_point() else x for x in inputs)
         with torch.autocast(inputs[0].device.type, enabled=False):
             if not self.training:
@@ -170,6 +171,7 @@ class QatModel(nn.Module):
     @torch.no_grad()
     def table(self) -> QuantizationTable:
         """Grids and integers of this moment: what would ship now."""
+        _read_flags(self)
         grids = {name: _constant(grid) for name, grid in self._activation_grids().items()}
         weights = {
             path: _constant(self._weight_grid(path, layer, grids[source]))
@@ -276,7 +278,8 @@ def _learning_factor(program: Program, structure: Structure, group: str) -> floa
     return 1 / math.sqrt(math.prod(program.shape(members[0])[1:]) * largest)
 
 
-def _read_flags(model: nn.Module, _: Any) -> None:
+def _read_flags(model: nn.Module, _: Any = None) -> None:
+    """The stage is where buffers say: checkpoints, moving averages and broadcasts set these."""
     assert isinstance(model, QatModel)
     model.observing, model.weight_grids_frozen = model.flags.tolist()
 
@@ -323,6 +326,7 @@ def float_program(model: QatModel) -> Program:
 
 def _trained(model: QatModel, details: tuple[Any, ...]) -> Program:
     """A clone with the weights of this moment, whose history says that they were trained."""
+    _read_flags(model)
     require_finite(model.program, ())
     distribution.require_equal(model)
     program = model.program.clone()

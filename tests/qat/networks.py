@@ -36,7 +36,7 @@ def prepared(model: nn.Module | None = None, **options: object) -> QatModel:
     torch.manual_seed(0)
     data = batches()
     model = model or Residual()
-    result: QatModel = fuseq.qat.prepare(model, data[0], calibration=data, **options)  # type: ignore[arg-type]
+    result: QatModel = fuseq.qat.prepare(model, data[0], **{"calibration": data, **options})  # type: ignore[arg-type]
     return result
 
 
