@@ -27,6 +27,12 @@ MOMENTUM = 0.01
 """Weight of a training batch in the moving average of a range."""
 
 
+STILL_OBSERVING = (
+    "ranges of activations were still following the data when training ended: "
+    "end a curriculum with a stage that does not observe"
+)
+
+
 class QatModel(nn.Module):
     """A prepared model.
 
@@ -292,13 +298,16 @@ def finalize(model: QatModel) -> Program:
 
     Returns:
         A program of its own, on the host, whose table is, bit for bit, what the model computes
-        with.
+        with. Its notes say so if the model still observes: weights never trained on these ranges.
 
     Raises:
         FuseqError: FQ402 if a parameter is not finite, FQ404 if ranks disagree.
     """
     program = _trained(model, (FloatIslands(model.structure.islands),))
     program.quantization = _on_host(model.table())
+    if model.observing and not model.learn_scales:
+        notes = (*program.origin.notes, STILL_OBSERVING)
+        program.origin = dataclasses.replace(program.origin, notes=notes)
     return program
 
 

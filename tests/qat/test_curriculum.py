@@ -1,13 +1,16 @@
 """The curriculum: stages begin where they should, and hold still what they say."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
 import torch
 
+import fuseq
 from fuseq.errors import FuseqError
-from fuseq.qat import Curriculum, QatModel, Stage
+from fuseq.qat import Curriculum, QatModel, Stage, finalize
+from fuseq.qat.model import STILL_OBSERVING
 from tests.qat.networks import batches, prepared, steps
 
 
@@ -180,3 +183,14 @@ def test_a_curriculum_is_of_one_prepared_model(model, count):
     holder = torch.nn.ModuleList([copy.deepcopy(model) for _ in range(count)])
     with pytest.raises(FuseqError, match=f"FQ012.*a ModuleList holds {count} prepared models"):
         Curriculum(holder)
+
+
+@pytest.mark.parametrize("learn_scales", [False, True])
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_the_file_says_that_an_observer_was_left_on(epoch, learn_scales, tmp_path):
+    model = prepared(learn_scales=learn_scales)
+    Curriculum(model, observe=1, tune=1, freeze=1).step(epoch)
+    fuseq.lower(finalize(model), out=tmp_path / "out", calibration=batches(), check=False)
+    manifest = json.loads((tmp_path / "out" / "fuseq.json").read_text())
+    left_on = epoch == 0 and not learn_scales
+    assert (STILL_OBSERVING in manifest["notes"]) == left_on
