@@ -220,11 +220,11 @@ def _leaves(node: fx.Node, inside: list[fx.Node]) -> bool:
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    """Who reads a value, be it requantized on the way."""
+    """Who reads a value and not only its size, be it requantized on the way."""
     for user in node.users:
         if user.target is ops.requantize:
             yield from _readers(user)
-        else:
+        elif user.target is not ops.sym_size:
             yield user
 
 

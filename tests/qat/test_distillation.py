@@ -177,6 +177,32 @@ def test_a_student_of_its_own_float_self_has_nothing_to_learn():
     assert feature_loss(student(X)[1], teacher(X)) < 1e-12
 
 
+def test_a_size_that_is_read_inside_is_no_value():
+    class Shortcut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.shortcut = Block(8, 8), nn.Conv2d(16, 8, 1)
+
+        def forward(self, x):
+            y = self.block(x)
+            return y + self.shortcut(torch.cat((x, y), 1))
+
+    class Resized(Net):
+        def forward(self, x):
+            low = self.encoder(x)
+            half = nn.functional.avg_pool2d(low, 2)
+            high = self.bottleneck(low)
+            back = nn.functional.interpolate(half, size=high.shape[-2:])
+            return self.decoder(torch.cat((high, back), 1))
+
+    model = trained(Resized(Shortcut()))
+    fused = fuseq.fuse(model, X)
+    inside = [n for n in fused.graph.nodes if n.meta.get("scope", "").startswith("bottleneck")]
+    assert any("sym_size" in user.name for n in inside[:-1] for user in n.users)
+    _, expected = Features(model, "bottleneck")(X)
+    torch.testing.assert_close(SelfTeacher(fused, "bottleneck")(X), expected)
+
+
 def test_a_norm_at_the_start_may_join_the_layer_before():
     class PreActivated(nn.Module):
         def __init__(self):
