@@ -30,8 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fuseq.quant.arithmetic.base import Arithmetic, Pair, along, exact_sum
-from fuseq.quant.grid import Grid
+from fuseq.quant.grid import LIMITS, Grid
 
+WEIGHT_LIMITS = (-127, 127)
 EXACT = 2**24
 """float32 holds every integer up to here."""
 
@@ -50,6 +51,28 @@ class _Round(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
         return gradients[0] * inside, None, None
+
+
+class _RoundLayer(torch.autograd.Function):
+    """`_Round` of `weight / weight_scale` and `bias / bias_scale`, as one node of the graph.
+
+    A network of small layers spends more time between operations than in them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, weight_scale: Tensor, bias: Tensor, bias_scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        steps = (weight / weight_scale).round_()
+        clamped = steps.clamp(*WEIGHT_LIMITS)
+        ctx.save_for_backward(_inside(steps, clamped), weight_scale, bias_scale)
+        return clamped, (bias / bias_scale).round_().clamp_(*LIMITS["int32"])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        inside, weight_scale, bias_scale = ctx.saved_tensors
+        weight = (gradients[0] * inside).div_(weight_scale)
+        return weight, None, (gradients[1] / bias_scale).float(), None
 
 
 class _Requantize(torch.autograd.Function):
@@ -111,6 +134,24 @@ def rounded(v: Tensor, limits: Pair, given: Tensor | None = None) -> Tensor:
     """
     result: Tensor = _Round.apply(v, limits, given)  # type: ignore[no-untyped-call]
     return result
+
+
+def rounded_layer(
+    weight: Tensor, weight_scale: Tensor, bias: Tensor, bias_scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Integers of a weight and a bias, with straight-through gradients for these two.
+
+    Args:
+        weight: float32.
+        weight_scale: of a shape that broadcasts to it.
+        bias: float32 `[O]`.
+        bias_scale: float64 `[O]`, since int32 is wider than float32 is exact.
+
+    Returns:
+        Integers in float32 and in float64.
+    """
+    weight, bias = _RoundLayer.apply(weight, weight_scale, bias, bias_scale)  # type: ignore[no-untyped-call]
+    return weight, bias
 
 
 def limits(grid: Grid) -> Pair:

@@ -15,7 +15,13 @@ from torch import Tensor, fx, nn
 
 from fuseq.errors import FuseqError
 from fuseq.program import Program
-from fuseq.qat.straight_through import StraightThrough, limits, rounded
+from fuseq.qat.straight_through import (
+    WEIGHT_LIMITS,
+    StraightThrough,
+    limits,
+    rounded,
+    rounded_layer,
+)
 from fuseq.quant.arithmetic import ARITHMETICS
 from fuseq.quant.arithmetic.base import along
 from fuseq.quant.calibrate import used_interval
@@ -108,11 +114,14 @@ class TrainingRunner(IntegerInterpreter):
         source = self.env[node.all_input_nodes[0]].grid
         grid = self.weight_grid(str(node.target), layer, source)
         scale = along(grid.scale, layer.weight, grid.axis or 0)
-        weight = rounded(layer.weight / scale, (-127, 127))
         if layer.bias is None:
-            return weight, grid, None
-        exact = layer.bias.double() / bias_grid(source, grid).scale.double()
-        return weight, grid, rounded(exact, LIMITS["int32"])
+            return rounded(layer.weight / scale, WEIGHT_LIMITS), grid, None
+        bias_scale = bias_grid(source, grid).scale.double()
+        if scale.requires_grad or bias_scale.requires_grad:
+            bias = rounded(layer.bias.double() / bias_scale, LIMITS["int32"])
+            return rounded(layer.weight / scale, WEIGHT_LIMITS), grid, bias
+        weight, bias = rounded_layer(layer.weight, scale, layer.bias, bias_scale)
+        return weight, grid, bias
 
 
 def used_intervals(program: Program, structure: Structure) -> dict[str, tuple[str, float, float]]:
