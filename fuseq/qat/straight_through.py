@@ -50,7 +50,7 @@ class _Round(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None
+        return _where(inside, gradients[0]), None, None
 
 
 class _RoundLayer(torch.autograd.Function):
@@ -71,7 +71,7 @@ class _RoundLayer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
         inside, weight_scale, bias_scale = ctx.saved_tensors
-        weight = (gradients[0] * inside).div_(weight_scale)
+        weight = _where(inside, gradients[0]).div_(weight_scale)
         return weight, None, (gradients[1] / bias_scale).float(), None
 
 
@@ -96,32 +96,60 @@ class _Requantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         inside, multiplier = ctx.saved_tensors
-        return (gradients[0] * inside).mul_(multiplier), None, None, None
+        return _where(inside, gradients[0]).mul_(multiplier), None, None, None
 
 
 class _Sum(torch.autograd.Function):
-    """Given integers of a sum, and the gradients `ratio dL/dv` of its two terms."""
+    """Integers of `a + b` by a kernel without limits, cut, with gradients `ratio dL/dv`."""
 
     @staticmethod
     def forward(
-        ctx: Any, a: Tensor, b: Tensor, steps: Tensor, ratios: tuple[float, float], limits: Pair
+        ctx: Any,
+        a: Tensor,
+        b: Tensor,
+        kernel: Callable[[Tensor, Tensor], Tensor],
+        ratios: tuple[float, float],
+        limits: Pair,
+        extremes: list[Tensor] | None,
     ) -> Tensor:
-        clamped = steps.clamp(*limits)
-        ctx.save_for_backward(_inside(steps, clamped))
+        result = torch.empty(torch.broadcast_shapes(a.shape, b.shape), device=a.device)  # type: ignore[no-untyped-call]
+        inside = torch.empty_like(result, dtype=torch.uint8)
+        whole = (a, b, result, inside)
+        # Image by image, what the kernel leaves in between stays in the cache.
+        parts = (
+            zip(*(x.chunk(len(x)) for x in whole), strict=True) if a.shape == b.shape else [whole]
+        )
+        for one, other, target, kept in parts:
+            steps = kernel(one, other)
+            if extremes is not None:
+                extremes.append(torch.stack(steps.aminmax()))
+            clamped = steps.clamp(*limits)
+            target.copy_(clamped)
+            kept.copy_(_inside(steps, clamped))
+        ctx.save_for_backward(inside)
         ctx.ratios, ctx.shapes = ratios, (a.shape, b.shape)
-        return clamped
+        return result
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
-        passed = gradients[0] * inside
-        pairs = zip(ctx.ratios, ctx.shapes, strict=True)
-        a, b = ((passed * ratio).sum_to_size(shape) for ratio, shape in pairs)
-        return a, b, None, None, None
+        passed = _where(inside, gradients[0])
+        a = (passed * ctx.ratios[0]).sum_to_size(ctx.shapes[0])
+        b = passed.mul_(ctx.ratios[1]).sum_to_size(ctx.shapes[1])
+        return a, b, None, None, None, None
 
 
 def _inside(steps: Tensor, clamped: Tensor) -> Tensor:
-    return steps.eq(clamped).view(torch.uint8)
+    """A byte for each element, 1 where nothing was cut; overwrites `steps`.
+
+    On CPUs a conversion to bool takes half the time of a comparison.
+    """
+    return steps.sub_(clamped).to(torch.bool).logical_not_().view(torch.uint8)
+
+
+def _where(inside: Tensor, gradient: Tensor) -> Tensor:
+    # A product of two dtypes would take memory for a converted copy besides that of the result.
+    return inside.to(gradient.dtype).mul_(gradient)
 
 
 def rounded(v: Tensor, limits: Pair, given: Tensor | None = None) -> Tensor:
@@ -262,16 +290,12 @@ class StraightThrough(Arithmetic):
             return self._pair("add", a, grid_a, b, grid_b, output_grid)
         # On a grid without ends the kernel says where the sum lies that the real one cuts.
         endless = Grid(output_grid.scale, output_grid.zero_point, "int32")
-        add = partial(_centered_sum, self.arithmetic, grid_a, grid_b, endless)
-        with torch.no_grad():
-            # Image by image, what the kernel leaves in between stays in the cache.
-            alike = a.shape == b.shape
-            images = zip(a.chunk(len(a)), b.chunk(len(b)), strict=True) if alike else [(a, b)]
-            steps = torch.cat([add(*image) for image in images])
-        self._observe(steps, output_grid.scale)
-        total: Tensor = _Sum.apply(  # type: ignore[no-untyped-call]
-            a, b, steps, (float(ratios[0]), float(ratios[1])), limits(output_grid)
-        )
+        kernel = partial(_centered_sum, self.arithmetic, grid_a, grid_b, endless)
+        factors = (float(ratios[0]), float(ratios[1]))
+        ends: list[Tensor] | None = None if self.extremes is None else []
+        total: Tensor = _Sum.apply(a, b, kernel, factors, limits(output_grid), ends)  # type: ignore[no-untyped-call]
+        if self.extremes is not None and ends:
+            self.extremes += [pair * output_grid.scale for pair in ends]
         return total
 
     def sub(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
@@ -472,7 +496,7 @@ def _centered_sum(
     arithmetic: Arithmetic, grid_a: Grid, grid_b: Grid, output_grid: Grid, a: Tensor, b: Tensor
 ) -> Tensor:
     q = arithmetic.add(_integers(a, grid_a), grid_a, _integers(b, grid_b), grid_b, output_grid)
-    return q.sub_(output_grid.zero_point).float()
+    return q.sub_(output_grid.zero_point)
 
 
 def _exact_sum(

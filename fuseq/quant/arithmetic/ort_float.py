@@ -175,7 +175,7 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     float64 holds the product of two float32 exactly, and the sum too while the terms are within
     a factor 2**20 of each other, or the smaller one decides a tie at most.
     """
-    return (a.double() * b.double() + c.double()).float()
+    return torch.addcmul(c.double(), a.double(), b.double()).float()
 
 
 def mean_of_windows(
