@@ -143,8 +143,10 @@ class SelfTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Value of the bottleneck, without a gradient."""
-        value: Tensor = self.encoder(*inputs)
+        """Value of the bottleneck in float32, without a gradient, also under autocast."""
+        inputs = tuple(x.float() if x.is_floating_point() else x for x in inputs)
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            value: Tensor = self.encoder(*inputs)
         return value
 
 

@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fuseq.errors import FuseqError
 from fuseq.qat.distillation import Features, SelfTeacher, feature_loss, value_of
 from fuseq.qat.losses import charbonnier
 from fuseq.qat.reweighting import LearnableReweighting
+from fuseq.user_code import load_function
 
 X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -149,6 +151,14 @@ def test_the_teacher_is_frozen_and_ends_at_the_bottleneck():
     assert torch.equal(teacher(X), before)  # its own weights, and statistics that stay
     output = next(n for n in program.graph.nodes if n.op == "output")
     assert output.all_input_nodes[0].name != teacher.node  # the program is as it was
+
+
+def test_the_teacher_is_float32_under_autocast():
+    teacher = SelfTeacher(fuseq.fuse(trained(Net()), X), "bottleneck")
+    expected = teacher(X.bfloat16().float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(teacher(X.bfloat16()), expected)
+    assert expected.dtype == torch.float32
 
 
 def test_an_end_that_was_fused_into_the_next_layer_is_refused():
@@ -343,3 +353,16 @@ def test_without_its_bound_the_reweighting_loses_the_teacher():
         return sum(distilled(balance, functools.partial(torch.optim.SGD, lr=0.1), 40)[-10:])
 
     assert late(Unbounded()) > 2 * late(LearnableReweighting())
+
+
+def test_modules_of_a_gated_u_net_are_found():
+    example = Path(__file__).parents[2] / "examples" / "qatie" / "model.py"
+    _, get_model = load_function(str(example), "get_model")
+    model = get_model().eval()
+    x = torch.rand(1, 3, 32, 32)
+    qat = fuseq.qat.prepare(model, x, calibration=[x], passes="fuse-affine")
+    for path in ("refine_s2", "refine_s4", "refine_s8", "refine_u2"):
+        _, expected = Features(model, path)(x)
+        torch.testing.assert_close(SelfTeacher(qat, path)(x), expected)
+    with pytest.raises(FuseqError, match="'down1' gives `tanh`, `tanh_1`, `mul`"):
+        Features(qat, "down1")
