@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fuseq.cli.commands import app
+from tests.backends.test_onnx_forms import EXACT_STATISTICS
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +44,10 @@ NETWORKS = {
     "unet": Golden(13, 13, 8, [], {"Tanh": 2}),
     "diverse_branch": Golden(10, 2, 12),
     "asymmetric": Golden(9, 3, 9),
+    "qatie": Golden(
+        35, 35, 0, [], {"Tanh": 4, **{op: 5 * n for op, n in EXACT_STATISTICS.items()}}
+    ),
+    "qdr": Golden(27, 21, 18),
     "weight_standardized": Golden(3, 2, 1, ["elu"], {"Elu": 1}),
 }
 

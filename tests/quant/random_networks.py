@@ -208,6 +208,15 @@ def _squeeze_excite(net: RandomNetwork, draw: random.Random, values: Values) -> 
     return block, (at,)
 
 
+def _norm(net: RandomNetwork, draw: random.Random, values: Values) -> Step:
+    at = _image(draw, values)
+    if draw.random() < 0.3:
+        return _alone(lambda x: x * torch.rsqrt((x * x).mean((2, 3), keepdim=True) + 0.1)), (at,)
+    norm = nn.InstanceNorm2d(values[at][0].shape[1], affine=draw.random() < 0.7)
+    layer = net.layer(norm)
+    return (lambda net, x: net.layers[layer](x)), (at,)
+
+
 def _concat(net: RandomNetwork, draw: random.Random, values: Values) -> Step:
     at, dim = _image(draw, values), draw.choice((1, 1, 1, 2, 3))
 
@@ -285,6 +294,7 @@ _GROWERS: dict[str, Grower] = {
     "scalar": _scalar,
     "constant": _constant,
     "squeeze_excite": _squeeze_excite,
+    "norm": _norm,
     "concat": _concat,
     "pool": _pool,
     "move": _move,
@@ -292,5 +302,5 @@ _GROWERS: dict[str, Grower] = {
 }
 _WEIGHTED = (
     ["conv"] * 6 + ["binary"] * 4 + ["concat"] * 2 + ["pool"] * 2 + ["move"] * 3
-    + ["activate"] * 2 + ["scalar", "constant", "squeeze_excite", "head"]
+    + ["activate"] * 2 + ["scalar", "constant", "squeeze_excite", "norm", "head"]
 )  # fmt: skip
