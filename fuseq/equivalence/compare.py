@@ -103,6 +103,7 @@ def parity(
     candidate: Arrays,
     *,
     rounded: Mapping[str, int] | None = None,
+    allowed: Mapping[str, int] | None = None,
     note: str = "",
 ) -> Check:
     """Integers against integers: all of them must be equal.
@@ -112,8 +113,9 @@ def parity(
         pair: what is compared, for people.
         reference: integer outputs.
         candidate: integer outputs.
-        rounded: largest difference of each further value that is computed in float, by name; one
-            step is allowed there.
+        rounded: largest difference of each further value that is computed in float, by name.
+        allowed: steps by which these may differ, where it is more than one. Of all, the largest
+            difference is reported that breaks its limit, or the largest.
         note: remark to keep with the result.
     """
     differing = total = largest = 0
@@ -130,9 +132,12 @@ def parity(
     gate = {"differing": 0, "max_lsb": 0}
     passed = total > 0 and differing == 0
     if rounded:
-        metrics |= {"float_values": len(rounded), "float_max_lsb": max(rounded.values())}
-        gate |= {"float_max_lsb": 1}
-        passed = passed and max(rounded.values()) <= 1
+        pairs = [(step, (allowed or {}).get(name, 1)) for name, step in rounded.items()]
+        breaking = [(step, limit) for step, limit in pairs if step > limit]
+        worst = max(breaking or pairs)
+        metrics |= {"float_values": len(rounded), "float_max_lsb": worst[0]}
+        gate |= {"float_max_lsb": worst[1]}
+        passed = passed and not breaking
     return Check(id, pair, "parity", metrics, gate, passed, note)
 
 

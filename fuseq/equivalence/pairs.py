@@ -16,7 +16,7 @@ from fuseq.equivalence.compare import (
     parity,
     relative_limits,
 )
-from fuseq.equivalence.lowered import integer_parity
+from fuseq.equivalence.integers import integer_parity
 from fuseq.equivalence.result import Check, CheckResult, Divergence
 from fuseq.equivalence.sides import Side, side_of, tensors
 from fuseq.errors import FuseqError, first_line

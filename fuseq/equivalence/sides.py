@@ -199,6 +199,16 @@ class Interface:
         ]
 
 
+def interface_of(program: Program) -> Interface:
+    """The interface of what a quantized program is lowered to."""
+    assert program.quantization is not None
+    grids = program.quantization.grids
+    return Interface(
+        tuple(grids.get(node.name) for node in program.inputs()),
+        tuple(grids.get(node.name) for node in program.outputs()),
+    )
+
+
 def _grids(entries: Sequence[Mapping[str, Any]]) -> tuple[Grid | None, ...]:
     return tuple(
         Grid(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fuseq
 from fuseq import plugins, rewrite
-from fuseq.equivalence.lowered import file_parity
+from fuseq.equivalence.integers import file_parity
 from fuseq.program import Program
 from fuseq.quant.executor import execute
 from fuseq.quant.observer import OBSERVERS

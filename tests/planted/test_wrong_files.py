@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fuseq
 from fuseq import plugins
-from fuseq.equivalence.lowered import file_parity, table_parity
+from fuseq.equivalence.integers import file_parity, table_parity
 from fuseq.program import Program
 
 Edit = Callable[[np.ndarray], np.ndarray]

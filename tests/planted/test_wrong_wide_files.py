@@ -13,7 +13,7 @@ from torch import Tensor
 import fuseq
 from fuseq import plugins
 from fuseq.bundle import Bundle
-from fuseq.equivalence.lowered import file_parity, table_parity
+from fuseq.equivalence.integers import file_parity, table_parity
 from fuseq.program import Program
 from tests.planted.test_wrong_files import Edit, Net, edited, one_more
 
