@@ -15,6 +15,7 @@ from fuseq.arguments import ExampleInputs
 from fuseq.errors import FuseqError
 from fuseq.pass_spec import parse_passes
 from fuseq.program import Program
+from fuseq.qat import distribution
 from fuseq.qat.model import QatModel
 from fuseq.quant.calibrate import repeatable
 from fuseq.quant.measured import measure
@@ -50,6 +51,7 @@ def prepare(
         example_inputs: what to capture a module with.
         target: name of a backend; its profile says what becomes an integer.
         calibration: batches of inputs, read several times; an iterator is read into memory first.
+            In a distributed run each rank gives its own part, and every rank looks at all of them.
         observer: minmax, moving-average, percentile or mse: the first ranges.
         passes: what runs before `legalize`, instead of `PASSES` or `UNFUSED_PASSES`.
         unfused: train branches apart although fusion would make them one convolution: each costs
@@ -64,7 +66,7 @@ def prepare(
         progress: called as stages advance.
 
     Returns:
-        The model, in training mode, observing.
+        The model, in training mode, observing; of a distributed run that of rank 0, on every rank.
 
     Raises:
         FuseqError: FQ403 for passes that leave branches apart, FQ006 for data that is empty or does
@@ -72,6 +74,8 @@ def prepare(
     """
     data = repeatable(calibration)
     assert data is not None
+    if distribution.is_distributed():
+        data = distribution.BatchesOfAllRanks(data)
     profile = plugins.load("backends", target).profile
     program = captured(model, example_inputs, progress=progress)
     if passes is None:
@@ -98,7 +102,7 @@ def prepare(
     structure, observers = measured.structure, measured.observers
     program.module.requires_grad_(True)
     free = {group: o for group, o in observers.items() if group not in structure.fixed}
-    return QatModel(
+    prepared = QatModel(
         program,
         measured.profile,
         structure,
@@ -107,6 +111,8 @@ def prepare(
         learn_scales=learn_scales,
         observer=observer,
     )
+    distribution.follow_first(prepared)
+    return prepared
 
 
 def _require_fused(program: Program) -> None:
