@@ -74,4 +74,6 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "qat":
+        return importlib.import_module("fuseq.qat")
     raise AttributeError(f"module 'fuseq' has no attribute '{name}'")
