@@ -193,5 +193,5 @@ def _quality(metrics: list[dict[str, Any]]) -> Table:
     shown = table("", "float", "int8, calibrated", "int8, trained")
     for row in metrics:
         values = (row[key] for key in ("float", "int8_before", "int8_after"))
-        shown.add_row(row["name"], *(f"{value:.4g}" for value in values))
+        shown.add_row(row["name"], *(f"{value:#.4g}" for value in values))
     return shown

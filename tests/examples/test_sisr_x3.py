@@ -3,7 +3,7 @@
 import importlib.util
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
+
+import fuseq.qat
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sisr_x3"
 # In dB; the committed weights measured 3.75, less a little for the arithmetic of other machines.
@@ -186,3 +188,27 @@ def test_training_script_runs(source: str, tmp_path: Path, div2k: Path) -> None:
     assert "bicubic" in finished.stdout
     network = model.SuperResolution()
     network.load_state_dict(model.load_file(out))
+
+
+def test_training_in_int8_goes_through_its_stages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "data", data)
+    training = load("qat")
+    monkeypatch.setattr(training, "BATCHES", 2)
+    monkeypatch.setattr(training, "IMAGES", 2)
+    images = list(islice(model.calibration_data(), 8))
+    network = fuseq.qat.prepare(model.get_model(), images[0], calibration=images)
+    before = network.table().integers
+    training.fit(network, fuseq.qat.Curriculum(network, observe=1, tune=1, freeze=1))
+    after = network.table().integers
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == [
+        "observe",
+        "tune",
+        "freeze",
+    ]
+    monkeypatch.setattr(model, "HELD_OUT_SEEDS", range(90_000, 90_004))
+    network.eval()
+    result = model.evaluate(lambda image: network(torch.from_numpy(image)).numpy())
+    assert result["psnr"] > result["psnr_bicubic"] + 3
