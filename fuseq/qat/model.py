@@ -46,9 +46,6 @@ class QatModel(nn.Module):
         program: legalized float program; its graph module is the submodule `network`.
         profile: the target's rules.
         structure: which values share a grid.
-        observing: activation ranges follow the training batches, and with them the grids.
-        weight_grids_frozen: weights keep the grids they had when this was set, and are cut there;
-            otherwise each step takes the grids of its weights.
         wanted: names of nodes whose reals the forward pass leaves in `features`.
         features: reals by node name, in training with gradients, of the last forward pass.
     """
@@ -92,7 +89,6 @@ class QatModel(nn.Module):
         self._used = used_intervals(program, structure)
         self.wanted: frozenset[str] = frozenset()
         self.features: Mapping[str, Tensor] = {}
-        self.observing, self.weight_grids_frozen = True, False
         used = torch.tensor([ranges.get(group, (0.0, 0.0)) for group in groups])
         seen = torch.tensor([extremes.get(group, (0.0, 0.0)) for group in groups])
         self.register_buffer("ranges", seen)
@@ -108,7 +104,19 @@ class QatModel(nn.Module):
             self.register_buffer(_name(path), grid.scale.clone())
         if learn_scales:
             self._make_scales_parameters()
-        self.register_load_state_dict_post_hook(_read_flags)  # type: ignore[no-untyped-call]
+
+    @property
+    def observing(self) -> bool:
+        """Whether activation ranges follow the training batches, and with them the grids."""
+        return bool(self.flags[0])
+
+    @property
+    def weight_grids_frozen(self) -> bool:
+        """Whether weights keep the grids they had when this was set, and are cut there.
+
+        If not, each step takes the grids of its weights.
+        """
+        return bool(self.flags[1])
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *inputs: Tensor) -> Any:
@@ -123,7 +131,6 @@ class QatModel(nn.Module):
         Raises:
             FuseqError: FQ401 or FQ402 for NaN or infinity in training.
         """
-        _read_flags(self)
         inputs = tuple(x.float() if x.is_floating_point() else x for x in inputs)
         with torch.autocast(inputs[0].device.type, enabled=False):
             if not self.training:
@@ -162,7 +169,6 @@ class QatModel(nn.Module):
             for path, layer, source in self._layers():
                 grid = weight_grid(layer, self.profile, grids[source].scale)
                 getattr(self, _name(path)).copy_(grid.scale)
-        self.observing, self.weight_grids_frozen = observing, weight_grids_frozen
         self.flags.copy_(torch.tensor([observing, weight_grids_frozen]))
 
     @torch.no_grad()
@@ -177,7 +183,6 @@ class QatModel(nn.Module):
     @torch.no_grad()
     def table(self) -> QuantizationTable:
         """Grids and integers of this moment: what would ship now."""
-        _read_flags(self)
         grids = {name: _constant(grid) for name, grid in self._activation_grids().items()}
         weights = {
             path: _constant(self._weight_grid(path, layer, grids[source]))
@@ -284,12 +289,6 @@ def _learning_factor(program: Program, structure: Structure, group: str) -> floa
     return 1 / math.sqrt(math.prod(program.shape(members[0])[1:]) * largest)
 
 
-def _read_flags(model: nn.Module, _: Any = None) -> None:
-    """The stage is where buffers say: checkpoints, moving averages and broadcasts set these."""
-    assert isinstance(model, QatModel)
-    model.observing, model.weight_grids_frozen = model.flags.tolist()
-
-
 def finalize(model: QatModel) -> Program:
     """The quantized program that a prepared model has become, for `fuseq.lower`.
 
@@ -335,7 +334,6 @@ def float_program(model: QatModel) -> Program:
 
 def _trained(model: QatModel, details: tuple[Any, ...]) -> Program:
     """A clone with the weights of this moment, whose history says that they were trained."""
-    _read_flags(model)
     require_finite(model.program, ())
     distribution.require_equal(model)
     program = model.program.clone()

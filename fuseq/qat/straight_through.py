@@ -2,14 +2,12 @@
 
 In training a value on a grid is carried as float32 *centered* integers, `c = q - zero_point`, so
 that `real = scale * c` and padding is zero. Every op gives forward the integers that the target's
-arithmetic gives. Backward, rounding counts as the identity and clamping cuts:
+arithmetic gives, and backward the gradient of
 
     c = clamp(rint(v), qmin - z, qmax - z)
-    dL/dv = dL/dc   where  qmin - z <= rint(v) <= qmax - z,   else 0
 
-(Bengio et al. 2013, arXiv 1308.3432, section 4; Jacob et al., CVPR 2018, section 3). For a weighted
-op `v = m * acc` with `acc = sum c_x c_w + c_b` and `m = s_x s_w / s_y`; for any other one
-`v = f(reals) / s_y`. Both are differentiated as they stand.
+as `fuseq.qat.gradients` has it. For a weighted op `v = m * acc` with `acc = sum c_x c_w + c_b` and
+`m = s_x s_w / s_y`; for any other one `v = f(reals) / s_y`. Both are differentiated as they stand.
 
 Since a scale divides where a value is rounded and multiplies where it is read, a scale that wants a
 gradient gets, of both together,
@@ -29,157 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fuseq.qat.gradients import instead, requantized, rounded, summed
 from fuseq.quant.arithmetic.base import Arithmetic, Pair, along, exact_sum
-from fuseq.quant.grid import LIMITS, Grid
+from fuseq.quant.grid import Grid
 
-WEIGHT_LIMITS = (-127, 127)
 EXACT = 2**24
 """float32 holds every integer up to here."""
-
-
-class _Round(torch.autograd.Function):
-    """`clamp(rint(v), *limits)`, or the integers given in its place; see the module's formula."""
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor, limits: Pair, given: Tensor | None) -> Tensor:
-        steps = v.round()
-        clamped = steps.clamp(*limits)
-        ctx.save_for_backward(_inside(steps, clamped))
-        return clamped if given is None else given
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (inside,) = ctx.saved_tensors
-        return _where(inside, gradients[0]), None, None
-
-
-class _RoundLayer(torch.autograd.Function):
-    """`_Round` of `weight / weight_scale` and `bias / bias_scale`, as one node of the graph.
-
-    A network of small layers spends more time between operations than in them.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, weight_scale: Tensor, bias: Tensor, bias_scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        steps = (weight / weight_scale).round_()
-        clamped = steps.clamp(*WEIGHT_LIMITS)
-        ctx.save_for_backward(_inside(steps, clamped), weight_scale, bias_scale)
-        return clamped, (bias / bias_scale).round_().clamp_(*LIMITS["int32"])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        inside, weight_scale, bias_scale = ctx.saved_tensors
-        weight = _where(inside, gradients[0]).div_(weight_scale)
-        return weight, None, (gradients[1] / bias_scale).float(), None
-
-
-class _Requantize(torch.autograd.Function):
-    """`clamp(rint(multiplier * total), low, high)`, computed in the memory of `total`.
-
-    Of all that training adds to a float convolution this is what costs, and most of the cost is
-    new memory; so none is taken but for the result, and a byte an element for the backward pass.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, total: Tensor, multiplier: Tensor, limits: Pair, extremes: list[Tensor] | None
-    ) -> Tensor:
-        total.mul_(multiplier)
-        if extremes is not None:
-            extremes.append(torch.stack(total.aminmax()))
-        clamped = total.round_().clamp(*limits)
-        ctx.save_for_backward(_inside(total, clamped), multiplier)
-        return clamped
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        inside, multiplier = ctx.saved_tensors
-        return _where(inside, gradients[0]).mul_(multiplier), None, None, None
-
-
-class _Sum(torch.autograd.Function):
-    """Integers of `a + b` by a kernel without limits, cut, with gradients `ratio dL/dv`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        a: Tensor,
-        b: Tensor,
-        kernel: Callable[[Tensor, Tensor], Tensor],
-        ratios: tuple[float, float],
-        limits: Pair,
-        extremes: list[Tensor] | None,
-    ) -> Tensor:
-        result = torch.empty(torch.broadcast_shapes(a.shape, b.shape), device=a.device)  # type: ignore[no-untyped-call]
-        inside = torch.empty_like(result, dtype=torch.uint8)
-        whole = (a, b, result, inside)
-        # Image by image, what the kernel leaves in between stays in the cache.
-        parts = (
-            zip(*(x.chunk(len(x)) for x in whole), strict=True) if a.shape == b.shape else [whole]
-        )
-        for one, other, target, kept in parts:
-            steps = kernel(one, other)
-            if extremes is not None:
-                extremes.append(torch.stack(steps.aminmax()))
-            clamped = steps.clamp(*limits)
-            target.copy_(clamped)
-            kept.copy_(_inside(steps, clamped))
-        ctx.save_for_backward(inside)
-        ctx.ratios, ctx.shapes = ratios, (a.shape, b.shape)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (inside,) = ctx.saved_tensors
-        passed = _where(inside, gradients[0])
-        a = (passed * ctx.ratios[0]).sum_to_size(ctx.shapes[0])
-        b = passed.mul_(ctx.ratios[1]).sum_to_size(ctx.shapes[1])
-        return a, b, None, None, None, None
-
-
-def _inside(steps: Tensor, clamped: Tensor) -> Tensor:
-    """A byte for each element, 1 where nothing was cut; overwrites `steps`.
-
-    On CPUs a conversion to bool takes half the time of a comparison.
-    """
-    return steps.sub_(clamped).to(torch.bool).logical_not_().view(torch.uint8)
-
-
-def _where(inside: Tensor, gradient: Tensor) -> Tensor:
-    # A product of two dtypes would take memory for a converted copy besides that of the result.
-    return inside.to(gradient.dtype).mul_(gradient)
-
-
-def rounded(v: Tensor, limits: Pair, given: Tensor | None = None) -> Tensor:
-    """Integers of `v` with straight-through gradients.
-
-    Args:
-        v: float, any shape, in steps of the grid.
-        limits: smallest and largest centered integer.
-        given: the integers to return, of the same shape, where another rule of rounding made them.
-    """
-    result: Tensor = _Round.apply(v, limits, given)  # type: ignore[no-untyped-call]
-    return result
-
-
-def rounded_layer(
-    weight: Tensor, weight_scale: Tensor, bias: Tensor, bias_scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Integers of a weight and a bias, with straight-through gradients for these two.
-
-    Args:
-        weight: float32.
-        weight_scale: of a shape that broadcasts to it.
-        bias: float32 `[O]`.
-        bias_scale: float64 `[O]`, since int32 is wider than float32 is exact.
-
-    Returns:
-        Integers in float32 and in float64.
-    """
-    weight, bias = _RoundLayer.apply(weight, weight_scale, bias, bias_scale)  # type: ignore[no-untyped-call]
-    return weight, bias
 
 
 def limits(grid: Grid) -> Pair:
@@ -232,7 +85,7 @@ class StraightThrough(Arithmetic):
             self._observe(v, output_grid.scale)
             return rounded(v, limits(output_grid))
         ends: list[Tensor] | None = None if self.extremes is None else []
-        result: Tensor = _Requantize.apply(total, multiplier, limits(output_grid), ends)  # type: ignore[no-untyped-call]
+        result = requantized(total, multiplier, limits(output_grid), ends)
         if self.extremes is not None and ends:
             self.extremes.append(ends[0] * output_grid.scale)
         return result
@@ -293,7 +146,7 @@ class StraightThrough(Arithmetic):
         kernel = partial(_centered_sum, self.arithmetic, grid_a, grid_b, endless)
         factors = (float(ratios[0]), float(ratios[1]))
         ends: list[Tensor] | None = None if self.extremes is None else []
-        total: Tensor = _Sum.apply(a, b, kernel, factors, limits(output_grid), ends)  # type: ignore[no-untyped-call]
+        total = summed(a, b, kernel, factors, limits(output_grid), ends)
         if self.extremes is not None and ends:
             self.extremes += [pair * output_grid.scale for pair in ends]
         return total
@@ -522,17 +375,4 @@ def _exact_sum(
         exact = exact_sum(lambda c, w: function(c, w, None), x.to(torch.int32), weight, grid)
         if bias is not None:
             exact = exact + along(bias, exact, axis)
-    return _Instead.apply(total, exact)  # type: ignore[no-any-return,no-untyped-call]
-
-
-class _Instead(torch.autograd.Function):
-    """Exact float64 values in place of float32 ones, with the gradient of these."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, exact: Tensor) -> Tensor:
-        ctx.dtype = values.dtype
-        return exact
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0].to(ctx.dtype), None
+    return instead(total, exact)

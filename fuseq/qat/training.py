@@ -15,13 +15,8 @@ from torch import Tensor, fx, nn
 
 from fuseq.errors import FuseqError
 from fuseq.program import Program
-from fuseq.qat.straight_through import (
-    WEIGHT_LIMITS,
-    StraightThrough,
-    limits,
-    rounded,
-    rounded_layer,
-)
+from fuseq.qat.gradients import WEIGHT_LIMITS, rounded, rounded_layer
+from fuseq.qat.straight_through import StraightThrough, limits
 from fuseq.quant.arithmetic import ARITHMETICS
 from fuseq.quant.arithmetic.base import along
 from fuseq.quant.calibrate import used_interval

@@ -1,0 +1,224 @@
+"""Rounding with straight-through gradients, as few nodes of the autograd graph as it takes.
+
+Backward, rounding counts as the identity and clamping cuts:
+
+    c = clamp(rint(v), low, high)
+    dL/dv = dL/dc   where  low <= rint(v) <= high,   else 0
+
+(Bengio et al. 2013, arXiv 1308.3432, section 4; Jacob et al., CVPR 2018, section 3). What is kept
+for the backward pass is one byte an element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fuseq.quant.arithmetic.base import Pair
+from fuseq.quant.grid import LIMITS
+
+WEIGHT_LIMITS = (-127, 127)
+
+
+def rounded(v: Tensor, limits: Pair, given: Tensor | None = None) -> Tensor:
+    """Integers of `v` with straight-through gradients.
+
+    Args:
+        v: float, any shape, in steps of the grid.
+        limits: smallest and largest centered integer.
+        given: the integers to return, of the same shape, where another rule of rounding made them.
+    """
+    result: Tensor = _Round.apply(v, limits, given)  # type: ignore[no-untyped-call]
+    return result
+
+
+def rounded_layer(
+    weight: Tensor, weight_scale: Tensor, bias: Tensor, bias_scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Integers of a weight and a bias, with straight-through gradients for these two.
+
+    Args:
+        weight: float32.
+        weight_scale: of a shape that broadcasts to it.
+        bias: float32 `[O]`.
+        bias_scale: float64 `[O]`, since int32 is wider than float32 is exact.
+
+    Returns:
+        Integers in float32 and in float64.
+    """
+    weight, bias = _RoundLayer.apply(weight, weight_scale, bias, bias_scale)  # type: ignore[no-untyped-call]
+    return weight, bias
+
+
+def requantized(
+    total: Tensor, multiplier: Tensor, limits: Pair, extremes: list[Tensor] | None
+) -> Tensor:
+    """`clamp(rint(multiplier * total), *limits)`, in the memory of `total`, which is lost.
+
+    Args:
+        total: float32.
+        multiplier: broadcasts to it; gets no gradient.
+        limits: smallest and largest centered integer.
+        extremes: gets the smallest and largest product, `[2]`, if given.
+    """
+    result: Tensor = _Requantize.apply(total, multiplier, limits, extremes)  # type: ignore[no-untyped-call]
+    return result
+
+
+def summed(
+    a: Tensor,
+    b: Tensor,
+    kernel: Callable[[Tensor, Tensor], Tensor],
+    ratios: tuple[float, float],
+    limits: Pair,
+    extremes: list[Tensor] | None,
+) -> Tensor:
+    """Integers of a sum by a kernel that does not cut, cut, with gradients `ratio dL/dv`.
+
+    Args:
+        a: centered integers.
+        b: broadcasts with `a`.
+        kernel: gives int32 centered integers of the sum, or of a part of both along dimension 0.
+        ratios: scales of `a` and of `b` over that of the sum.
+        limits: smallest and largest centered integer.
+        extremes: gets the smallest and largest integer of each part, `[2]`, if given.
+    """
+    result: Tensor = _Sum.apply(a, b, kernel, ratios, limits, extremes)  # type: ignore[no-untyped-call]
+    return result
+
+
+def instead(values: Tensor, exact: Tensor) -> Tensor:
+    """Exact float64 values in place of float32 ones, with the gradient of these."""
+    result: Tensor = _Instead.apply(values, exact)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Round(torch.autograd.Function):
+    """`clamp(rint(v), *limits)`, or the integers given in its place; see the module's formula."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, limits: Pair, given: Tensor | None) -> Tensor:
+        steps = v.round()
+        clamped = steps.clamp(*limits)
+        ctx.save_for_backward(_inside(steps, clamped))
+        return clamped if given is None else given
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return _where(inside, gradients[0]), None, None
+
+
+class _RoundLayer(torch.autograd.Function):
+    """`_Round` of `weight / weight_scale` and `bias / bias_scale`, as one node of the graph.
+
+    A network of small layers spends more time between operations than in them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, weight_scale: Tensor, bias: Tensor, bias_scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        steps = (weight / weight_scale).round_()
+        clamped = steps.clamp(*WEIGHT_LIMITS)
+        ctx.save_for_backward(_inside(steps, clamped), weight_scale, bias_scale)
+        return clamped, (bias / bias_scale).round_().clamp_(*LIMITS["int32"])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        inside, weight_scale, bias_scale = ctx.saved_tensors
+        weight = _where(inside, gradients[0]).div_(weight_scale)
+        return weight, None, (gradients[1] / bias_scale).float(), None
+
+
+class _Requantize(torch.autograd.Function):
+    """`clamp(rint(multiplier * total), low, high)`, computed in the memory of `total`.
+
+    Of all that training adds to a float convolution this is what costs, and most of the cost is
+    new memory; so none is taken but for the result, and a byte an element for the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, total: Tensor, multiplier: Tensor, limits: Pair, extremes: list[Tensor] | None
+    ) -> Tensor:
+        total.mul_(multiplier)
+        if extremes is not None:
+            extremes.append(torch.stack(total.aminmax()))
+        clamped = total.round_().clamp(*limits)
+        ctx.save_for_backward(_inside(total, clamped), multiplier)
+        return clamped
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        inside, multiplier = ctx.saved_tensors
+        return _where(inside, gradients[0]).mul_(multiplier), None, None, None
+
+
+class _Sum(torch.autograd.Function):
+    """Integers of `a + b` by a kernel without limits, cut, with gradients `ratio dL/dv`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        a: Tensor,
+        b: Tensor,
+        kernel: Callable[[Tensor, Tensor], Tensor],
+        ratios: tuple[float, float],
+        limits: Pair,
+        extremes: list[Tensor] | None,
+    ) -> Tensor:
+        result = torch.empty(torch.broadcast_shapes(a.shape, b.shape), device=a.device)  # type: ignore[no-untyped-call]
+        inside = torch.empty_like(result, dtype=torch.uint8)
+        whole = (a, b, result, inside)
+        # Image by image, what the kernel leaves in between stays in the cache.
+        parts = (
+            zip(*(x.chunk(len(x)) for x in whole), strict=True) if a.shape == b.shape else [whole]
+        )
+        for one, other, target, kept in parts:
+            steps = kernel(one, other)
+            if extremes is not None:
+                extremes.append(torch.stack(steps.aminmax()))
+            clamped = steps.clamp(*limits)
+            target.copy_(clamped)
+            kept.copy_(_inside(steps, clamped))
+        ctx.save_for_backward(inside)
+        ctx.ratios, ctx.shapes = ratios, (a.shape, b.shape)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (inside,) = ctx.saved_tensors
+        passed = _where(inside, gradients[0])
+        a = (passed * ctx.ratios[0]).sum_to_size(ctx.shapes[0])
+        b = passed.mul_(ctx.ratios[1]).sum_to_size(ctx.shapes[1])
+        return a, b, None, None, None, None
+
+
+def _inside(steps: Tensor, clamped: Tensor) -> Tensor:
+    """A byte for each element, 1 where nothing was cut; overwrites `steps`.
+
+    On CPUs a conversion to bool takes half the time of a comparison.
+    """
+    return steps.sub_(clamped).to(torch.bool).logical_not_().view(torch.uint8)
+
+
+def _where(inside: Tensor, gradient: Tensor) -> Tensor:
+    # A product of two dtypes would take memory for a converted copy besides that of the result.
+    return inside.to(gradient.dtype).mul_(gradient)
+
+
+class _Instead(torch.autograd.Function):
+    """Exact float64 values in place of float32 ones, with the gradient of these."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, exact: Tensor) -> Tensor:
+        ctx.dtype = values.dtype
+        return exact
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].to(ctx.dtype), None
