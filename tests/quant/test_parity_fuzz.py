@@ -130,6 +130,7 @@ CASES: dict[str, Callable[[Any, Tensor], object]] = {
     "always-zero-sum-and-relu": lambda m, x: (lambda y: m.conv(torch.relu(y + y * -1.0)))(
         m.conv(x)
     ),
+    "relu-that-a-clamp-undoes": lambda m, x: m.conv(torch.clamp(torch.relu(m.conv(x)), -2.0, -0.1)),
     "dead-mean": lambda m, x: m.conv(x) * torch.relu(m.conv(x) - 99).mean((2, 3), keepdim=True),
     "linear-on-a-map": lambda m, x: m.linear(m.conv(x).permute(0, 2, 3, 1)),
     "clamp-without-zero": lambda m, x: m.conv(torch.clamp(m.conv(x), 0.25, 0.75)),
