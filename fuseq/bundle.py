@@ -24,6 +24,7 @@ from fuseq.errors import FuseqError
 
 if TYPE_CHECKING:
     from fuseq.equivalence.result import CheckResult
+    from fuseq.program import Program
 
 _UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
@@ -42,11 +43,13 @@ class Bundle:
         path: its directory.
         manifest: content of `fuseq.json`.
         result: checks run while lowering, with every metric; None for a bundle read from disk.
+        program: what was lowered; None likewise.
     """
 
     path: Path
     manifest: Mapping[str, Any]
     result: CheckResult | None = None
+    program: Program | None = None
 
     def file(self, kind: str) -> Path | None:
         """The file of a kind ("int8", "float", "golden"), or None."""

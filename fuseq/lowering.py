@@ -115,7 +115,7 @@ def lower(
         content = describe_lowering(start, program, data, result, float_ops, target.integer_io)
         content["backend"] = target.name
         manifest = write_manifest(stage, kinds, content)
-    return Bundle(out, manifest, result)
+    return Bundle(out, manifest, result, program)
 
 
 def float_steps(steps: Sequence[Pass]) -> list[Pass]:

@@ -35,6 +35,7 @@ from fuseq.affine.refusal import Refusal, RefusedError
 from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.calibrate import batches_of
+from fuseq.quant.tensor_statistics import OUTLIER
 from fuseq.requirements import batch_norms_folded, not_legalized
 
 EXPONENT = 2 / 3
@@ -42,9 +43,6 @@ EXPONENT = 2 / 3
 
 LARGEST = 2.0**8
 """Largest factor: a channel that is smaller still hardly reaches one step of an 8 bit grid."""
-
-OUTLIER = 8.0
-"""A channel is named as an outlier if its range is so many times the geometric mean."""
 
 PROPORTIONAL = frozenset(
     "relu leaky_relu prelu max_pool avg_pool adaptive_avg_pool interpolate interpolate_nearest "

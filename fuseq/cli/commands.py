@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -156,6 +156,62 @@ def fuse(
         )
 
     answer("fuse", work, as_json=json, debug=debug)
+
+
+@app.command("ptq")
+def ptq(
+    *,
+    target: Target,
+    backend: Annotated[str, typer.Option("-b", "--backend", help="Name, or name{option=value}.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the bundle goes.")],
+    calib: Calibration = None,
+    samples: Samples = 128,
+    observer: Annotated[
+        str, typer.Option(help="minmax, moving-average, percentile or mse.")
+    ] = "mse",
+    aids: Annotated[
+        str,
+        typer.Option(metavar="SPEC", help="Passes around quantize: name,name{option=value}."),
+    ] = "equalize,round-weights",
+    keep: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NODE|worst:N",
+            help="Nodes that do not get 8 bits, or how many of those that cost most.",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
+    form: Annotated[
+        Literal["float", "int16"], typer.Option("--as", help="What they get instead.")
+    ] = "float",
+    weights: Weights = None,
+    arg: Arguments,
+    input: Inputs,
+    force: Annotated[bool, typer.Option("--force", help="Replace an older bundle.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Quantize TARGET as well as data alone can, and show its values that fare worst."""
+
+    def work() -> Result:
+        from fuseq.cli import models
+        from fuseq.cli import ptq as command
+
+        return command.ptq(
+            models.Source(target, tuple(arg), tuple(input), weights, calib, samples),
+            backend=backend,
+            out=out,
+            aids=aids,
+            observer=observer,
+            keep=keep,
+            form=form,
+            force=force,
+            quiet=quiet,
+        )
+
+    answer("ptq", work, as_json=json, debug=debug)
 
 
 @app.command("qat")
