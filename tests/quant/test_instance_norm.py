@@ -154,3 +154,15 @@ def test_inverse_roots_equal_the_runtimes(seed: int, tmp_path: Path) -> None:
     ours = ORT.rsqrt(q, grid, output_grid)
     assert torch.equal(ours, theirs)
     assert int(ours[0]) == 255
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_norm_with_running_statistics_is_folded_as_a_batch_norm(training: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU())
+    model(IMAGE)  # moves the statistics
+    program = fuseq.fuse(model.train(training), IMAGE)
+    assert ops.count(program, "instance_norm", "batch_norm") == 0
+    with torch.no_grad():
+        torch.testing.assert_close(program(IMAGE), model.eval()(IMAGE))
