@@ -34,7 +34,7 @@ def create(network: Network, seed: int = 0) -> nn.Module:
         module = importlib.import_module(f"tests.networks.{file}")
         model: nn.Module = getattr(module, factory or "small")()
         return model
-    _declare_missing_operators()
+    declare_missing_operators()
     model = _BUILDERS[package](name)
     generator = torch.Generator().manual_seed(seed + 1)
     _randomize(model, generator)
@@ -114,7 +114,7 @@ _BUILDERS: dict[str, Callable[[str], nn.Module]] = {
 }
 
 
-def _declare_missing_operators() -> None:
+def declare_missing_operators() -> None:
     """Let torchvision be imported where its compiled operators cannot be loaded.
 
     Its wheel on the package index is built for CUDA; on a CPU-only torch its library does not
