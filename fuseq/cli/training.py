@@ -53,7 +53,7 @@ def qat(
     # What can be refused without running the user's code is refused first.
     chosen, lengths = parse_backend(backend), _lengths(stages)
     require_writable(out, force)
-    kept = out.with_name(f"{out.name}.qat.pt")
+    kept = Path(f"{out}.qat.pt")
     if os.path.lexists(kept) and not force and not (resume and resume.resolve() == kept.resolve()):
         raise FuseqError(
             "FQ008",
@@ -157,7 +157,10 @@ def _train(
     try:
         train(model, curriculum)
     except KeyboardInterrupt:
-        curriculum.keep()
+        try:
+            curriculum.keep()
+        except FuseqError as error:
+            message(f"warning: this state is not kept: {error.what}")
         raise
     left = len(curriculum.epochs) - 1
     if left > 0:

@@ -195,6 +195,17 @@ def test_a_state_that_is_not_finite_is_not_kept(qat, fit, tmp_path):
     assert all(bool(torch.isfinite(x).all()) for x in kept["state_dict"].values())
 
 
+def test_ctrl_c_keeps_no_state_that_is_not_finite(qat, fit, tmp_path):
+    nan = "[p.data.fill_(float('nan')) for p in model.parameters()]"
+    edited(fit, LOSS, f"{LOSS}\n            if epoch == 2: {nan}; raise KeyboardInterrupt")
+    answer = qat()
+    assert answer.status == 130
+    assert "this state is not kept: parameters are not finite" in answer.stderr
+    assert f"--resume {tmp_path / 'out.qat.pt'}" in answer.stderr
+    kept = state(tmp_path / "out.qat.pt")
+    assert all(bool(torch.isfinite(x).all()) for x in kept["state_dict"].values())
+
+
 @pytest.mark.parametrize("stages", ["30,60", "a,b,c", "-1,2,3", "0,0,0", "1,2,3,4", ""])
 def test_stages_that_cannot_be_read(qat, stages):
     answer = qat(stages=stages)
