@@ -69,7 +69,7 @@ def table(rows: dict[str, list[Result]]) -> str:
     lines = ["| run | trained dB | deployed dB | each seed | above FX |", "|---|---|---|---|---|"]
     for name, results in rows.items():
         trained, shipped = ([r[i] for r in results] for i in (0, 1))
-        each = " / ".join(f"{value:.3f}" for value in shipped)
+        each = " / ".join(f"{value:.3f}" for value in shipped if not math.isnan(value))
         above = [a - b for a, b in zip(shipped, best, strict=False)] if len(shipped) > 1 else []
         cells = (name, interval(trained), interval(shipped), each, interval(above))
         lines.append(f"| {' | '.join(cells)} |")
@@ -98,7 +98,10 @@ def main() -> None:
     program = fuseq.fuse(model, sr_student.calibration()[0])
     fused, example = Fused(program).eval(), next(sr_student.batches(0))[0]
     start = module_psnr(fused)
-    rows: dict[str, list[Result]] = {"bicubic": [(sr_student.bicubic_psnr(), math.nan)]}
+    rows: dict[str, list[Result]] = {
+        "bicubic": [(sr_student.bicubic_psnr(), math.nan)],
+        "float at the start": [(start, math.nan)],
+    }
     for observer in ("minmax", "mse"):
         rows[f"PTQ, {observer}"] = [(start, module_psnr(deployed(ptq(program, observer))))]
     runs: dict[str, Callable[[int, int], list[Result]]] = {

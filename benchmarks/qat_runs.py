@@ -107,11 +107,27 @@ def ours(model: nn.Module | Program, **options: Any) -> Prepared:
     """`fuseq.qat` on the multi-branch network; `options` are those of `prepare`."""
     images = sr_student.calibration()
     qat = fuseq.qat.prepare(model, images[0], calibration=images, **options)
+    return in_stages(qat, lambda: deployed(fuseq.qat.finalize(qat)))
+
+
+def branches_apart(model: nn.Module) -> Prepared:
+    """`fuseq.qat` on the branches, which are fused and calibrated anew after training."""
+    images = sr_student.calibration()
+    qat = fuseq.qat.prepare(
+        model, images[0], calibration=images, passes="recalibrate-bn,fold-bn", unfused=True
+    )
+    return in_stages(qat, lambda: deployed(ptq(fuseq.fuse(fuseq.qat.float_program(qat)))))
+
+
+def in_stages(
+    qat: fuseq.qat.QatModel, deploy: Callable[[], Callable[[Tensor], Tensor]]
+) -> Prepared:
+    """The stages of one of our models."""
     return Prepared(
         qat,
         freeze_activations=lambda: qat.stage(observing=False, weight_grids_frozen=False),
         freeze_all=lambda: qat.stage(observing=False, weight_grids_frozen=True),
-        deploy=lambda: deployed(fuseq.qat.finalize(qat)),
+        deploy=deploy,
     )
 
 
