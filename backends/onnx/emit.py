@@ -167,15 +167,15 @@ class _Emitter:
         return self.tensors[arg]
 
     def _layer(self, node: fx.Node, op: str, module: nn.Conv2d | nn.ConvTranspose2d) -> str:
-        source = self.tensors[node.all_input_nodes[0]]
-        inputs = [source, *self._parameters(node, module)]
+        inputs = [self._source_of(node), *self._parameters(node, module)]
         return self.graph.node(op, inputs, node.name, **conv_attributes(module))
 
     def _linear(self, node: fx.Node, module: nn.Linear) -> str:
         source = node.all_input_nodes[0]
         parameters = self._parameters(node, module)
         if len(self.program.shape(source)) == 2:
-            return self.graph.node("Gemm", [self.tensors[source], *parameters], node.name, transB=1)
+            inputs = [self._source_of(node), *parameters]
+            return self.graph.node("Gemm", inputs, node.name, transB=1)
         turned = self.graph.node("Transpose", parameters[:1], f"{node.name}.weight_t", perm=[1, 0])
         product = self.graph.node("MatMul", [self.tensors[source], turned], f"{node.name}.product")
         return (
@@ -183,6 +183,17 @@ class _Emitter:
             if parameters[1:]
             else product
         )
+
+    def _source_of(self, node: fx.Node) -> str:
+        """What a layer reads.
+
+        The runtime quantizes the weights of a float layer between two quantizers by itself, with
+        one scale for all channels, and so undoes `keep`. The maximum of one value stops it.
+        """
+        source = node.all_input_nodes[0]
+        if source.name not in self.grids or f"{node.target}.weight" in self.integers:
+            return self.tensors[source]
+        return self.graph.node("Max", [self.tensors[source]], f"{node.name}.kept")
 
     def _parameters(self, node: fx.Node, module: Any) -> list[str]:
         names = ["weight"] + (["bias"] if module.bias is not None else [])
