@@ -48,8 +48,8 @@ class OnnxBackend(Backend):
             {"conv2d", "linear", "add", "mul", "mean", "avg_pool", "leaky_relu", "sigmoid"}
         ),
         float_inside=frozenset(
-            "relu clamp tanh rsqrt hardsigmoid hardswish sub div prelu interpolate "
-            "instance_norm".split()
+            "relu clamp tanh rsqrt hardsigmoid hardswish sub div prelu interpolate instance_norm "
+            "conv_transpose2d".split()
         ),
         same_grid=frozenset(
             "max_pool pixel_shuffle pixel_unshuffle reshape permute unsqueeze slice pad "
@@ -57,8 +57,8 @@ class OnnxBackend(Backend):
         ),
         tied_inputs=frozenset({"concat"}),
         absorbed={
-            "relu": frozenset({"conv2d", "linear", "add"}),
-            "clamp": frozenset({"conv2d", "linear", "add"}),
+            "relu": frozenset({"conv2d", "conv_transpose2d", "linear", "add"}),
+            "clamp": frozenset({"conv2d", "conv_transpose2d", "linear", "add"}),
         },
         decompose=frozenset({"silu"}),
         channel_block=16,

@@ -55,9 +55,9 @@ class StraightThrough(Arithmetic):
     def __init__(self, arithmetic: Arithmetic, extremes: list[Tensor] | None = None) -> None:
         self.arithmetic, self.extremes = arithmetic, extremes
 
-    def between(self, *grids: Grid) -> StraightThrough:
+    def between(self, op: str, *grids: Grid) -> StraightThrough:
         """As the other arithmetic chooses."""
-        return StraightThrough(self.arithmetic.between(*grids), self.extremes)
+        return StraightThrough(self.arithmetic.between(op, *grids), self.extremes)
 
     def quantize(self, real: Tensor, grid: Grid) -> Tensor:
         """Centered integers of reals."""
@@ -111,6 +111,31 @@ class StraightThrough(Arithmetic):
             axis=1,
         )
         return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=1)
+
+    def convolve_transposed(
+        self,
+        x: Tensor,
+        grid: Grid,
+        weight: Tensor,
+        weight_grid: Grid,
+        bias: Tensor | None,
+        output_grid: Grid,
+        *,
+        stride: Pair = (1, 1),
+        padding: Pair = (0, 0),
+        output_padding: Pair = (0, 0),
+        dilation: Pair = (1, 1),
+        groups: int = 1,
+    ) -> Tensor:
+        """Transposed convolution; weight and bias as for `convolve`."""
+        options = (stride, padding, output_padding, groups, dilation)
+        total = _exact_sum(
+            lambda c, w, b: F.conv_transpose2d(c, w.transpose(0, 1), b, *options),
+            (x, grid, weight.transpose(0, 1), bias),
+            axis=1,
+        )
+        scales = (grid, weight_grid.repeated(groups))
+        return self.requantize_accumulator(total, scales, output_grid, axis=1)
 
     def linear(
         self,

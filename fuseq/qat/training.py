@@ -111,7 +111,7 @@ class TrainingRunner(IntegerInterpreter):
         scale = along(grid.scale, layer.weight, grid.axis or 0)
         if layer.bias is None:
             return rounded(layer.weight / scale, WEIGHT_LIMITS), grid, None
-        bias_scale = bias_grid(source, grid).scale.double()
+        bias_scale = bias_grid(source, grid, layer.bias).scale.double()
         if scale.requires_grad or bias_scale.requires_grad:
             bias = rounded(layer.bias.double() / bias_scale, LIMITS["int32"])
             return rounded(layer.weight / scale, WEIGHT_LIMITS), grid, bias

@@ -222,8 +222,9 @@ class IntegerInterpreter(fx.Interpreter):
 
     def arithmetic_of(self, node: fx.Node, grid: Grid) -> Arithmetic:
         """The arithmetic of a node whose result is on a grid; `rounded` notes if it is inexact."""
-        chosen = self.arithmetic.between(grid, *(x.grid for x in self.operands(node)))
-        if ops.name_of(self.program, node) in chosen.inexact:
+        name = ops.name_of(self.program, node)
+        chosen = self.arithmetic.between(name, grid, *(x.grid for x in self.operands(node)))
+        if name in chosen.inexact:
             self.rounded.add(self.table.absorbed.get(node.name, node.name))
         return chosen
 
@@ -262,6 +263,16 @@ def _conv2d(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
         name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")
     }
     return runner.arithmetic_of(node, grid).convolve(
+        x.q, x.grid, *runner.parameters(node), grid, **geometry
+    )
+
+
+def _conv_transpose2d(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
+    (x,), layer = runner.operands(node), runner.program.get(node)
+    assert isinstance(layer, nn.ConvTranspose2d)
+    names = ("stride", "padding", "output_padding", "dilation", "groups")
+    geometry: dict[str, Any] = {name: getattr(layer, name) for name in names}
+    return runner.arithmetic_of(node, grid).convolve_transposed(
         x.q, x.grid, *runner.parameters(node), grid, **geometry
     )
 
@@ -355,6 +366,7 @@ def _prelu(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
 
 _KERNELS: dict[str, Kernel] = {
     "conv2d": _conv2d,
+    "conv_transpose2d": _conv_transpose2d,
     "linear": _linear,
     "concat": _concat,
     "mean": _mean,

@@ -96,6 +96,12 @@ class Grid:
         scale, zero_point = self._shaped(q)
         return (q - zero_point).float() * scale
 
+    def repeated(self, times: int) -> Grid:
+        """The grid of all groups of a weight whose groups share the scales of one."""
+        if times == 1:
+            return self
+        return Grid(self.scale.repeat(times), self.zero_point.repeat(times), self.dtype, self.axis)
+
     def _shaped(self, like: Tensor) -> tuple[Tensor, Tensor]:
         if self.axis is None:
             return self.scale, self.zero_point
@@ -135,14 +141,15 @@ def symmetric_grid(
     Args:
         weight: float tensor.
         axis: output-channel dimension.
-        bias: float `[channels]`, or None.
+        bias: float `[channels]`, or a multiple of that for a weight whose groups share their
+            scales; or None.
         input_scale: scale of the layer's input, needed with a bias.
     """
     other = [d for d in range(weight.dim()) if d != axis]
     scale = torch.linalg.vector_norm(weight.detach().float(), math.inf, other) / 127
     if bias is not None and input_scale is not None:
         needed = bias.detach().float().abs() / (input_scale.detach() * LARGEST_BIAS)
-        scale = torch.maximum(scale, needed)
+        scale = torch.maximum(scale, needed.reshape(-1, len(scale)).amax(0))
     scale = scale.clamp_min(SMALLEST_SCALE)
     return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), "int8", axis)
 
@@ -152,9 +159,16 @@ def quantize_weight(weight: Tensor, grid: Grid) -> Tensor:
     return grid.quantize(weight).clamp(-127, 127).to(torch.int8)
 
 
-def bias_grid(input_grid: Grid, weight_grid: Grid) -> Grid:
-    """Grid of a bias: int32 at `float32(scale_x * scale_w)`, one scale per output channel."""
-    scale = input_grid.scale * weight_grid.scale
+def bias_grid(input_grid: Grid, weight_grid: Grid, bias: Tensor) -> Grid:
+    """Grid of a bias: int32 at `float32(scale_x * scale_w)`, one scale per output channel.
+
+    Args:
+        input_grid: of the layer's input.
+        weight_grid: of its weight, along output channels; those of one group, if groups share it.
+        bias: of shape `[channels]`.
+    """
+    groups = len(bias) // weight_grid.scale.numel()
+    scale = input_grid.scale * weight_grid.repeated(groups).scale
     return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), "int32", 0)
 
 

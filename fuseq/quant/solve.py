@@ -138,7 +138,7 @@ def freeze(
         grids[f"{path}.weight"] = weights[path]
         integers[f"{path}.weight"] = quantize_weight(module.weight.detach(), weights[path])
         if module.bias is not None:
-            grid = grids[f"{path}.bias"] = bias_grid(grids[source], weights[path])
+            grid = grids[f"{path}.bias"] = bias_grid(grids[source], weights[path], module.bias)
             integers[f"{path}.bias"] = quantize_bias(module.bias.detach(), grid)
     for node in program.graph.nodes:
         if node.name in structure.integer:

@@ -71,7 +71,12 @@ CASES: dict[str, Callable[[], Case]] = {
     "transposed convolution": lambda: (
         nn.Sequential(
             nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2, 2), nn.Conv2d(6, 4, 1)
-        ), IMAGE, ["fused"], {"ConvTranspose": 1}),
+        ), IMAGE, [], {"ConvTranspose": 1}),
+    "transposed convolution, then integers": lambda: (
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 4, 2, 1), nn.ReLU(),
+            nn.ConvTranspose2d(6, 12, 3, 2, 1, 1, groups=3), nn.ReLU(), nn.Conv2d(12, 4, 1)
+        ), IMAGE, [], {"ConvTranspose": 2}),
     "bilinear resize": lambda: (
         Between(lambda x: F.interpolate(x, scale_factor=2, mode="bilinear")),
         IMAGE, [], {"Resize": 1}),
@@ -119,6 +124,29 @@ def test_the_rest_is_exact(name: str, tmp_path: Path) -> None:
     assert [m["differing"] for m in parity] == [0, 0]
     assert bundle.manifest["float_islands"] == islands
     assert bundle.manifest["runtime_float_ops"] == float_ops
+
+
+KEPT: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], str]] = {
+    "Conv": (lambda: Between(nn.Conv2d(8, 8, 3)), IMAGE, "function"),
+    "ConvTranspose": (lambda: Between(nn.ConvTranspose2d(8, 8, 2, 2)), IMAGE, "function"),
+    "Gemm": (
+        lambda: nn.Sequential(nn.Linear(12, 16), nn.Linear(16, 8), nn.Linear(8, 4)),
+        tokens(3, 12), "_1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", KEPT)
+def test_the_weights_of_a_kept_layer_stay_float_in_the_runtime(op: str, tmp_path: Path) -> None:
+    """It would quantize them by itself, with one scale for channels however far apart."""
+    torch.manual_seed(0)
+    make, inputs, kept = KEPT[op]
+    passes = f"legalize,quantize{{keep=('{kept}',)}}"
+    bundle = fuseq.lower(make(), inputs, out=tmp_path / "out", calibration=[inputs], passes=passes)
+    assert bundle.result is not None
+    bundle.result.raise_for_status()
+    assert bundle.manifest["float_islands"] == [kept]
+    assert bundle.manifest["runtime_float_ops"][op] == 1
 
 
 def test_attention_keeps_its_accuracy(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_functions_of_one_value(
     theirs, ran = graph.run(y, dtypes[1], tmp_path)
     assert ran == ["DequantizeLinear", *ops, "QuantizeLinear"]
     assert len(theirs.unique()) > 10
-    assert torch.equal(ours(ORT.between(grid, output_grid), q, grid, output_grid), theirs)
+    assert torch.equal(ours(ORT.between(name, grid, output_grid), q, grid, output_grid), theirs)
 
 
 @TRIPLES
@@ -131,7 +131,7 @@ def test_functions_of_two_values(
     theirs, ran = graph.run(graph.quantize(y, grids[2]), dtypes[2], tmp_path)
     assert ran == ["DequantizeLinear", "DequantizeLinear", op, "QuantizeLinear"]
     assert len(theirs.unique()) > 10
-    kernel = getattr(ORT.between(*grids), op.lower())
+    kernel = getattr(ORT.between(op.lower(), *grids), op.lower())
     assert torch.equal(kernel(a, grids[0], b, grids[1], grids[2]), theirs)
 
 
@@ -145,7 +145,7 @@ def test_concat(dtypes: tuple[str, str, str], tmp_path: Path) -> None:
     y = graph.quantize(graph.node("Concat", *names, axis=1), output_grid)
     theirs, ran = graph.run(y, dtypes[2], tmp_path)
     assert "QLinearConcat" not in ran
-    arithmetic = ORT.between(output_grid, *grids)
+    arithmetic = ORT.between("concat", output_grid, *grids)
     assert torch.equal(arithmetic.concat(values, grids, output_grid, 1), theirs)
 
 
@@ -182,11 +182,54 @@ def test_convolution(name: str, dtypes: tuple[str, str], seed: int, tmp_path: Pa
     )
     theirs, ran = graph.run(graph.quantize(y, output_grid), dtypes[1], tmp_path)
     assert "Conv" in ran
-    arithmetic = ORT.between(grid, output_grid)
+    arithmetic = ORT.between("conv2d", grid, output_grid)
     assert "conv2d" in arithmetic.inexact
     ours = arithmetic.convolve(
         q, grid, weight, weight_grid, bias, output_grid,
         padding=(kernel // 2, kernel // 2), groups=groups,
+    )  # fmt: skip
+    assert near(ours, theirs)
+
+
+TRANSPOSED = {
+    "2x2": (16, 24, 2, 2, 0, 1),
+    "4x4": (8, 12, 4, 2, 1, 1),
+    "groups": (12, 8, 3, 2, 1, 4),
+}
+
+
+@SEEDS
+@pytest.mark.parametrize("dtypes", [("uint8", "uint8"), ("uint16", "uint8")])
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposed_convolution(
+    name: str, dtypes: tuple[str, str], seed: int, tmp_path: Path
+) -> None:
+    """In float between quantizers even with 8 bits; groups share the scales of their channels."""
+    channels, out, kernel, stride, padding, groups = TRANSPOSED[name]
+    random = np.random.default_rng(seed)
+    grid = grid_over(random, dtypes[0], 2.0, 0.1 * seed)
+    q = integers(random, (2, channels, 17, 13), grid)
+    each = out // groups
+    weight = torch.from_numpy(random.integers(-127, 128, (channels, each, kernel, kernel)))
+    zeros = torch.zeros(each, dtype=torch.int32)
+    scales = torch.from_numpy(random.uniform(0.001, 0.02, each)).float()
+    weight_grid = Grid(scales, zeros, "int8", 1)
+    scale_of_bias = grid.scale * scales.repeat(groups)
+    bias_grid = Grid(scale_of_bias, zeros.repeat(groups), "int32", 0)
+    bias = bias_grid.quantize(torch.from_numpy(random.uniform(-2, 2, out)))
+    output_grid = grid_over(random, dtypes[1], 400 * float(scales.mean()) * channels**0.5)
+    graph = Qdq()
+    y = graph.node(
+        "ConvTranspose", graph.activation(q, grid), graph.parameter(weight, weight_grid),
+        graph.parameter(bias, bias_grid), pads=[padding] * 4, strides=[stride] * 2, group=groups,
+    )  # fmt: skip
+    theirs, ran = graph.run(graph.quantize(y, output_grid), dtypes[1], tmp_path)
+    assert "ConvTranspose" in ran
+    arithmetic = ORT.between("conv_transpose2d", grid, output_grid)
+    assert "conv_transpose2d" in arithmetic.inexact
+    ours = arithmetic.convolve_transposed(
+        q, grid, weight, weight_grid, bias, output_grid,
+        stride=(stride, stride), padding=(padding, padding), groups=groups,
     )  # fmt: skip
     assert near(ours, theirs)
 
@@ -207,7 +250,7 @@ def test_linear(dtypes: tuple[str, str], seed: int, tmp_path: Path) -> None:
     y = graph.node("Gemm", *inputs, graph.parameter(bias, bias_grid), transB=1)
     theirs, ran = graph.run(graph.quantize(y, output_grid), dtypes[1], tmp_path)
     assert "Gemm" in ran
-    arithmetic = ORT.between(grid, output_grid)
+    arithmetic = ORT.between("linear", grid, output_grid)
     assert near(arithmetic.linear(q, grid, weight, weight_grid, bias, output_grid), theirs)
 
 
@@ -225,14 +268,14 @@ def test_global_average_pool(
     y = graph.node("GlobalAveragePool", graph.activation(q, grid))
     theirs, ran = graph.run(graph.quantize(y, output_grid), dtypes[1], tmp_path)
     assert ran == ["DequantizeLinear", "GlobalAveragePool", "QuantizeLinear"]
-    arithmetic = ORT.between(grid, output_grid)
+    arithmetic = ORT.between("mean", grid, output_grid)
     assert near(arithmetic.global_average_pool(q, grid, output_grid), theirs)
 
 
 def test_eight_bits_stay_with_the_integer_kernels() -> None:
     random = np.random.default_rng(0)
     narrow, wide = grid_over(random, "uint8", 1.0), grid_over(random, "uint16", 1.0)
-    assert ORT.between(narrow, narrow) is ORT
+    assert ORT.between("add", narrow, narrow) is ORT
     assert ORT.inexact == frozenset()
-    assert ORT.between(narrow, wide) is not ORT
-    assert ORT.between(wide, wide).between(wide) is ORT.between(wide)
+    assert ORT.between("add", narrow, wide) is not ORT
+    assert ORT.between("add", wide, wide).between("add", wide) is ORT.between("add", wide)

@@ -76,7 +76,7 @@ def test_smallest_scales_multiply_to_a_normal_number() -> None:
     x = affine_grid(0.0, 0.0, "uint8")
     weight = symmetric_grid(torch.zeros(2, 3), 0)
     assert float(x.scale) == SMALLEST_SCALE
-    assert (bias_grid(x, weight).scale >= torch.finfo(torch.float32).tiny).all()
+    assert (bias_grid(x, weight, torch.zeros(2)).scale >= torch.finfo(torch.float32).tiny).all()
 
 
 def test_per_channel_grid_treats_each_channel_alone() -> None:
@@ -122,7 +122,7 @@ def test_a_bias_fits_int32_behind_dead_inputs_and_dead_channels(
     x = affine_grid(0.0, input_high, "uint8")
     weight, biases = torch.full((1, 8), weight_size), torch.tensor([bias])
     grid = symmetric_grid(weight, 0, biases, x.scale)
-    exact = biases.double() / bias_grid(x, grid).scale.double()
+    exact = biases.double() / bias_grid(x, grid, biases).scale.double()
     assert float(exact.abs()) <= LARGEST_BIAS * (1 + 2**-20)
     # What the widening costs: products lose less than half a step of what the bias needs anyway.
     if bias:
@@ -150,3 +150,13 @@ def test_limits_are_those_of_the_dtypes() -> None:
     for name, (low, high) in LIMITS.items():
         info = torch.iinfo(getattr(torch, name))
         assert (low, high) == (info.min, info.max)
+
+
+def test_groups_of_a_transposed_convolution_share_the_scales_of_their_channels() -> None:
+    """A grouped weight is `[C, O / groups, kh, kw]`, and its bias `[O]`."""
+    x, weight = affine_grid(0.0, 1e-9, "uint8"), torch.rand(4, 2, 3, 3) * 1e-9
+    biases = torch.tensor([1.0, 2.0, 3e5, -4.0])
+    grid = symmetric_grid(weight, 1, biases, x.scale)
+    biased = bias_grid(x, grid, biases)
+    assert torch.equal(biased.scale, x.scale * grid.scale.repeat(2))
+    assert (biases.double() / biased.scale.double()).abs().max() <= LARGEST_BIAS * (1 + 2**-20)

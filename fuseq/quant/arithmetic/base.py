@@ -42,8 +42,8 @@ class Arithmetic(ABC):
     name: ClassVar[str]
     inexact: ClassVar[frozenset[str]] = frozenset()
 
-    def between(self, *grids: Grid) -> Arithmetic:
-        """The arithmetic of an op whose operands and result are on these grids.
+    def between(self, op: str, *grids: Grid) -> Arithmetic:
+        """The arithmetic of an op, by canonical name, whose operands and result are on these grids.
 
         Another one where the runtime has no integer kernel for them.
         """
@@ -124,6 +124,48 @@ class Arithmetic(ABC):
         if bias is not None:
             total = total + bias.double().reshape(-1, 1, 1)
         return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=1)
+
+    def convolve_transposed(
+        self,
+        x: Tensor,
+        grid: Grid,
+        weight: Tensor,
+        weight_grid: Grid,
+        bias: Tensor | None,
+        output_grid: Grid,
+        *,
+        stride: Pair = (1, 1),
+        padding: Pair = (0, 0),
+        output_padding: Pair = (0, 0),
+        dilation: Pair = (1, 1),
+        groups: int = 1,
+    ) -> Tensor:
+        """Transposed convolution `[N, C, H, W] -> [N, O, H', W']`.
+
+        Args:
+            x: integers of the input.
+            grid: their grid.
+            weight: int8 `[C, O / groups, kh, kw]`, zero point 0.
+            weight_grid: along dimension 1: all groups have the scales of one.
+            bias: int32 `[O]` at `scale_x * scale_w`, or None.
+            output_grid: grid of the result.
+            stride: as `torch.nn.functional.conv_transpose2d`.
+            padding: as `torch.nn.functional.conv_transpose2d`.
+            output_padding: as `torch.nn.functional.conv_transpose2d`.
+            dilation: as `torch.nn.functional.conv_transpose2d`.
+            groups: as `torch.nn.functional.conv_transpose2d`.
+        """
+        options = (stride, padding, output_padding, groups, dilation)
+        total = exact_sum(
+            lambda x, w: F.conv_transpose2d(x, w.transpose(0, 1), None, *options),
+            x - grid.zero_point,
+            weight.transpose(0, 1),
+            grid,
+        )
+        if bias is not None:
+            total = total + bias.double().reshape(-1, 1, 1)
+        scales = (grid, weight_grid.repeated(groups))
+        return self.requantize_accumulator(total, scales, output_grid, axis=1)
 
     def linear(
         self,

@@ -39,10 +39,10 @@ class OnnxRuntime(OnnxRuntimeFloat):
     name: ClassVar[str] = "ort"
     inexact: ClassVar[frozenset[str]] = frozenset()
 
-    def between(self, *grids: Grid) -> Arithmetic:
-        """Integer kernels take and give 8 bits."""
+    def between(self, op: str, *grids: Grid) -> Arithmetic:
+        """Integer kernels take and give 8 bits; a transposed convolution has none."""
         narrow = all(grid.dtype in ("uint8", "int8") for grid in grids)
-        return self if narrow else _FLOAT
+        return self if narrow and op != "conv_transpose2d" else _FLOAT
 
     def requantize_accumulator(
         self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int

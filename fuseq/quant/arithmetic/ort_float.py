@@ -13,11 +13,12 @@ later):
     rsqrt                a root and a division, one rounding each
     instance norm        fl(fl(x * factor) + offset), statistics from exact sums of integers
 
-Convolutions, matrix products and means of whole maps add in an order that the machine chooses. Our
-sum is the exact one, rounded to float32 once, so an integer of ours and one of the runtime's may
-differ by one step: those ops are `inexact`. Sources: `core/mlas/lib/{quantize,logistic,tanh}.cpp`,
-`core/providers/cpu/tensor/upsample.cc`, and the rules of what gets an integer kernel in
-`core/optimizer/qdq_transformer/selectors_actions` of github.com/microsoft/onnxruntime (MIT).
+Convolutions (transposed ones with 8 bits too), matrix products and means of whole maps add in an
+order that the machine chooses. Our sum is the exact one, rounded to float32 once, so an integer of
+ours and one of the runtime's may differ by one step: those ops are `inexact`. Sources:
+`core/mlas/lib/{quantize,logistic,tanh}.cpp`, `core/providers/cpu/tensor/upsample.cc`, and the rules
+of what gets an integer kernel in `core/optimizer/qdq_transformer/selectors_actions` of
+github.com/microsoft/onnxruntime (MIT).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class OnnxRuntimeFloat(Arithmetic):
 
     name: ClassVar[str] = "ort-float"
     inexact: ClassVar[frozenset[str]] = frozenset(
-        {"conv2d", "linear", "matmul", "mean", "softmax", "gelu", "silu"}
+        {"conv2d", "conv_transpose2d", "linear", "matmul", "mean", "softmax", "gelu", "silu"}
     )
 
     def quantize(self, real: Tensor, grid: Grid) -> Tensor:
