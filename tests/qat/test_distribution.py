@@ -1,5 +1,7 @@
 """Two processes train one model: what they agree on, and how disagreement is found."""
 
+import itertools
+
 import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
@@ -48,6 +50,16 @@ def test_ranks_train_one_model(ranks, scene):
     (first, output), (second, other_output) = (results[scene] for results in ranks)
     assert same(first, second)
     assert torch.equal(output, other_output)
+
+
+def test_what_a_stage_freezes_stands_still_on_all_ranks(ranks):
+    for results in ranks:
+        states = results["frozen_scales"]
+        for before, after in itertools.pairwise(states[4:]):
+            assert torch.equal(before["activation_scale"], after["activation_scale"])
+            assert torch.equal(before["stem_weight_scale"], after["stem_weight_scale"])
+        assert not torch.equal(states[0]["activation_scale"], states[2]["activation_scale"])
+        assert not torch.equal(states[4]["network.stem.weight"], states[6]["network.stem.weight"])
 
 
 def test_frozen_scales_leave_parameters_without_gradient(ranks):

@@ -95,14 +95,20 @@ def planted_ranges_of_one_rank(rank: int) -> Any:
     curriculum.step(1)
 
 
-def trained(rank: int, learn_scales: bool = False, **options: Any) -> QatModel:
-    """Two epochs in each stage."""
+def trained(
+    rank: int,
+    learn_scales: bool = False,
+    at_epoch: Callable[[Curriculum], None] = lambda curriculum: None,
+    **options: Any,
+) -> QatModel:
+    """Two epochs in each stage; calls `at_epoch` before each epoch."""
     model = prepared(learn_scales=learn_scales)
     parallel = wrapped(model, **options)
     curriculum = Curriculum(parallel, observe=2, tune=2, freeze=2)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for epoch in range(6):
         curriculum.step(epoch)
+        at_epoch(curriculum)
         for batch in data_of(rank):
             optimizer.zero_grad()
             loss(parallel, batch).backward()
@@ -121,6 +127,19 @@ def training(rank: int) -> Any:
 def training_with_learned_scales(rank: int) -> Any:
     model = trained(rank, learn_scales=True, find_unused_parameters=True)
     return state_of(model), finalize(model)(batches(1)[0])
+
+
+@scene
+def frozen_scales(rank: int) -> Any:
+    """States at the beginning of each epoch, and at the end."""
+    states: list[dict[str, Tensor]] = []
+    model = trained(
+        rank,
+        learn_scales=True,
+        at_epoch=lambda curriculum: states.append(state_of(curriculum.model)),
+        find_unused_parameters=True,
+    )
+    return [*states, state_of(model)]
 
 
 @scene
