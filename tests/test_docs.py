@@ -127,6 +127,10 @@ def run_command(command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) 
         install(workplace / arguments[2], workplace / "site")
         monkeypatch.syspath_prepend(workplace / "site")
         return ""
+    if program == "torchrun":
+        launch = [sys.executable, "-m", "torch.distributed.run", *arguments]
+        done = subprocess.run(launch, cwd=workplace, check=True, stdout=subprocess.PIPE, text=True)
+        return done.stdout
     assert program == "fuseq", command
     printed = CliRunner().invoke(app, arguments).output
     # One line for each stage is progress, not the result.
@@ -167,7 +171,7 @@ def test_commands_are_real(page: str, command: str):
         # Reads the options and arguments without running the command.
         group.commands[arguments[0]].make_context(arguments[0], arguments[1:])
     else:
-        assert program == "pip"
+        assert program in ("pip", "torchrun")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -1,10 +1,13 @@
 """A Lightning trainer goes through the curriculum as a plain loop does."""
 
+import runpy
+
 import pytest
 import torch
 
 from fuseq.qat import Curriculum, QatModel, finalize
 from tests.qat.networks import batches, prepared
+from tests.test_docs import ROOT, blocks, workplace  # noqa: F401
 from tests.zoo.packages import declare_missing_operators
 
 declare_missing_operators()  # torchmetrics imports torchvision, where there is one
@@ -114,6 +117,14 @@ def test_a_resumed_trainer_does_what_one_without_a_stop_does(by_epoch, stop, tmp
     fit(student, tmp_path, callback=callback, checkpoint=tmp_path / "last.ckpt")
     assert same(student.qat.state_dict(), by_epoch)
     assert callback.curriculum.position == EPOCHS - 1
+
+
+def test_the_loop_of_the_manual_runs(workplace):  # noqa: F811
+    for block in blocks(ROOT / "docs" / "qat.md"):
+        if block.file:
+            (workplace / block.file).write_text(block.text)
+    runpy.run_path("train_lightning.py")
+    assert (workplace / "build" / "lightning" / "fuseq.json").is_file()
 
 
 def test_a_checkpoint_holds_the_position_of_the_curriculum(tmp_path):
