@@ -27,14 +27,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 import fuseq
 from fuseq import ops
 from fuseq.affine.refusal import Refusal, RefusedError
+from fuseq.channels import channel_ranges, scale_columns, scale_rows, used
 from fuseq.errors import FuseqError
 from fuseq.program import Program
-from fuseq.quant.calibrate import batches_of
 from fuseq.quant.tensor_statistics import OUTLIER
 from fuseq.requirements import batch_norms_folded, not_legalized
 
@@ -123,15 +123,15 @@ class Equalize(fuseq.Pass):
             )
         found = {layer: _parts(program, layer) for layer in _producers(program)}
         layers = {layer: parts for layer, parts in found.items() if any(p.readers for p in parts)}
-        watched = {_used(program, part.value) for parts in layers.values() for part in parts}
-        ranges = _measured(program, watched, self.calibration, self.progress)
+        watched = {used(program, part.value) for parts in layers.values() for part in parts}
+        ranges = channel_ranges(program, watched, self.calibration, self.progress)
         for layer, parts in layers.items():
-            own = [ranges[_used(program, part.value)] for part in parts]
+            own = [ranges[used(program, part.value)] for part in parts]
             for part, before, scale in zip(parts, own, _scales(parts, own), strict=True):
                 if part.readers:
-                    _scale_rows(program.get(layer), part, scale)
+                    scale_rows(program.get(layer), part.start, scale)
                     for reader, first in part.readers:
-                        _scale_columns(program.get(reader), first, 1 / scale)
+                        scale_columns(program.get(reader), first, 1 / scale)
                     program.note(_described(layer, part, before, before * scale))
         return sum(bool(part.readers) for parts in layers.values() for part in parts)
 
@@ -247,61 +247,6 @@ def _passed(program: Program, value: fx.Node, user: fx.Node, first: int, count: 
     raise RefusedError("nonlinear", f"`{user.name}` ({name}) does not pass a scale on")
 
 
-# --- ranges ---
-
-
-def _used(program: Program, value: fx.Node) -> fx.Node:
-    """What is used of a value: it behind the relu or clamp that alone reads it."""
-    while len(value.users) == 1:
-        (user,) = value.users
-        if ops.name_of(program, user) not in ("relu", "clamp"):
-            break
-        value = user
-    return value
-
-
-def _measured(
-    program: Program,
-    watched: set[fx.Node],
-    data: Iterable[Any],
-    progress: Callable[[int], None] | None,
-) -> dict[fx.Node, Tensor]:
-    """Largest magnitude of each channel, float64 `[channels]`, over all batches."""
-    watcher = _Watcher(program, watched)
-    count = 0
-    with torch.no_grad():
-        for count, batch in enumerate(batches_of(program, data), start=1):
-            watcher.run(*batch)
-            if progress:
-                progress(count)
-    if not count:
-        raise FuseqError(
-            "FQ006", "the calibration set is empty", fix="give at least one batch of inputs"
-        )
-    return watcher.ranges
-
-
-class _Watcher(fx.Interpreter):
-    def __init__(self, program: Program, watched: set[fx.Node]) -> None:
-        super().__init__(program.module)
-        self.extra_traceback = False
-        self.program, self.watched = program, watched
-        self.ranges: dict[fx.Node, Tensor] = {}
-
-    def run_node(self, node: fx.Node) -> Any:
-        result = super().run_node(node)
-        if node in self.watched:
-            largest = result.abs().transpose(0, 1).flatten(1).amax(1).double()
-            if not torch.isfinite(largest).all():
-                raise FuseqError(
-                    "FQ401",
-                    f"{self.program.where(node)} has values that are not finite",
-                    fix="look at the calibration data for NaN, and at the weights before this node",
-                )
-            self.ranges[node] = torch.maximum(largest, self.ranges.get(node, largest))
-        return result
-
-
 # --- scaling ---
 
 
@@ -339,36 +284,3 @@ def _described(layer: fx.Node, part: Part, before: Tensor, after: Tensor) -> Equ
         tuple((~live).nonzero().flatten().tolist()),
         tuple((before > OUTLIER * mean).nonzero().flatten().tolist()),
     )
-
-
-def _scale_rows(layer: nn.Module, part: Part, scale: Tensor) -> None:
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    factors = torch.ones(layer.weight.shape[0], dtype=torch.float64)
-    factors[part.start : part.stop] = scale
-    shape = [-1] + [1] * (layer.weight.dim() - 1)
-    layer.weight = _scaled(layer.weight, factors.reshape(shape))
-    if layer.bias is not None:
-        layer.bias = _scaled(layer.bias, factors)
-
-
-def _scale_columns(layer: nn.Module, first: int, scale: Tensor) -> None:
-    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
-    weight = layer.weight
-    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-    transposed = isinstance(layer, nn.ConvTranspose2d)
-    inputs = weight.shape[0] if transposed else weight.shape[1] * groups
-    factors = torch.ones(inputs, dtype=torch.float64)
-    factors[first : first + len(scale)] = scale
-    if transposed:
-        layer.weight = _scaled(weight, factors.reshape(-1, 1, 1, 1))
-        return
-    # Rows of one group read the channels of that group.
-    of_rows = factors.reshape(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1)
-    shape = (*weight.shape[:2], *[1] * (weight.dim() - 2))
-    layer.weight = _scaled(weight, of_rows.reshape(shape))
-
-
-def _scaled(parameter: Tensor, factors: Tensor) -> nn.Parameter:
-    """A new parameter: another layer may share the old one."""
-    scaled = (parameter.detach().double() * factors).to(parameter.dtype)
-    return nn.Parameter(scaled, requires_grad=False)
