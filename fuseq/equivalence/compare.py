@@ -130,7 +130,7 @@ def parity(
         largest = max(largest, int(step.max(initial=0)))
     metrics = {"differing": differing, "total": total, "max_lsb": largest}
     gate = {"differing": 0, "max_lsb": 0}
-    passed = total > 0 and differing == 0
+    passed = (total > 0 or bool(rounded)) and differing == 0
     if rounded:
         pairs = [(step, (allowed or {}).get(name, 1)) for name, step in rounded.items()]
         breaking = [(step, limit) for step, limit in pairs if step > limit]

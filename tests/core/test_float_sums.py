@@ -105,6 +105,12 @@ def test_one_step_needs_no_explanation_and_other_ops_get_no_more() -> None:
     assert allowed_steps(program, values, {"elu": 7}) == {"elu": 1}
 
 
+def test_values_that_are_all_computed_in_float_are_compared_too() -> None:
+    assert parity("p", "a <-> b", [], [], rounded={"a": 1}).passed
+    assert not parity("p", "a <-> b", [], [], rounded={"a": 2}).passed
+    assert not parity("p", "a <-> b", [], []).passed
+
+
 def test_parity_reports_what_breaks_its_limit_first() -> None:
     exact = [np.array([1, 2])]
     check = parity("p", "a <-> b", exact, exact, rounded={"a": 5, "b": 2}, allowed={"a": 9})
