@@ -343,6 +343,11 @@ class Arithmetic(ABC):
 
 Product: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
+SPLIT = 64
+"""Products of an output from which on torch convolves twice in float32 in less time than once in
+float64; kernels of one tap, which are matrix products, never do (`python -m benchmarks.precision`).
+"""
+
 
 def exact_sum(product: Product, x: Tensor, weight: Tensor, grid: Grid) -> Tensor:
     """Weighted sums of integers, float64 holding integers, none of them rounded.
@@ -352,8 +357,7 @@ def exact_sum(product: Product, x: Tensor, weight: Tensor, grid: Grid) -> Tensor
 
         sum w x = 256 sum w floor(x / 256) + sum w (x mod 256)
 
-    has two sums that mostly do not. torch convolves twice in float32 in less time than once in
-    float64 (0.2 to 0.7 of it), but for kernels of one tap, which are matrix products. float64
+    has two sums that mostly do not: that is done where it is faster than float64 (`SPLIT`). float64
     otherwise, and on accelerators, whose convolutions may round their inputs (TF32) or transform
     them (Winograd).
 
@@ -366,7 +370,8 @@ def exact_sum(product: Product, x: Tensor, weight: Tensor, grid: Grid) -> Tensor
     with torch.autocast(x.device.type, enabled=False):
         if holds_sums(weight, _largest(grid)):
             return product(x.float(), weight.float()).double()
-        if weight[0, 0].numel() > 1 and holds_sums(weight, 256):
+        splits = weight[0].numel() >= SPLIT and weight[0, 0].numel() > 1
+        if splits and holds_sums(weight, 256):
             high = x >> 8
             low = x - (high << 8)
             tops, rests = (product(part.float(), weight.float()) for part in (high, low))
