@@ -68,11 +68,12 @@ def _steps(program: Program, node: fx.Node, values: Mapping[str, Tensor]) -> int
 
 
 def _terms(program: Program, node: fx.Node, sizes: list[Tensor]) -> tuple[int, float]:
-    """Number of terms of each sum of a node, and the largest sum of their absolute values."""
+    """Most terms that a sum of a node has, and the largest sum of their absolute values."""
     name = ops.name_of(program, node)
-    if name in ("conv2d", "linear"):
+    if name in ("conv2d", "conv_transpose2d", "linear"):
         layer = _absolute(program, node)
-        return layer.weight[0].numel() + 1, float(layer(sizes[0]).max())
+        weights = layer.weight.numel() // layer.weight.shape[name == "conv_transpose2d"]
+        return weights + 1, float(layer(sizes[0]).max())
     if name == "matmul":
         return sizes[0].shape[-1], float((sizes[0] @ sizes[1]).max())
     if name == "mean":
@@ -86,7 +87,7 @@ def _absolute(program: Program, node: fx.Node) -> Any:
     """A layer with the absolute values of its frozen weight and bias, in float64."""
     assert program.quantization is not None
     table, layer = program.quantization, copy.deepcopy(program.get(node)).double()
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
     for name, parameter in layer.named_parameters():
         key = f"{node.target}.{name}"
         parameter.copy_(table.grids[key].dequantize(table.integers[key]).abs())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,15 @@ from tests.planted.test_wrong_files import edited
 class Differences(nn.Module):
     """Differences of neighbours that are nearly equal: sums far smaller than their terms."""
 
-    def __init__(self) -> None:
+    def __init__(self, transposed: bool) -> None:
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 4, 1)
+        kind = partial(nn.ConvTranspose2d, padding=2) if transposed else nn.Conv2d
+        self.first: nn.Module = kind(3, 8, 3, bias=False)
+        self.second = nn.Conv2d(8, 4, 1)
         kernel = torch.tensor([[1.0, 0.0, -1.0], [-1.0, 0.0, 1.0], [1.0, 0.0, -1.0]])
         with torch.no_grad():
-            self.first.weight.copy_(kernel.expand(8, 3, 3, 3))
+            weight = self.first.get_parameter("weight")
+            weight.copy_(kernel.expand_as(weight))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.second(torch.relu(self.first(x)))
@@ -41,15 +45,19 @@ def flat(spread: float, seed: int) -> Tensor:
     return 0.9 + spread * noise
 
 
-def lowered(spread: float, out: Path, **options: object) -> tuple[Program, Bundle]:
+def lowered(
+    spread: float, out: Path, *, transposed: bool = False, **options: object
+) -> tuple[Program, Bundle]:
     torch.manual_seed(0)
     data = [flat(spread, seed) for seed in range(3)]
-    program = fuseq.quantize(Differences().eval(), data[0], calibration=data, **options)  # type: ignore[arg-type]
+    captured = fuseq.capture(Differences(transposed).eval(), data[0])
+    program = fuseq.quantize(captured, calibration=data, **options)  # type: ignore[arg-type]
     return program, fuseq.lower(program, out=out)
 
 
-def test_cancelling_sums_may_differ_by_more_steps(tmp_path: Path) -> None:
-    program, bundle = lowered(0.001, tmp_path / "out", activation="uint16")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_cancelling_sums_may_differ_by_more_steps(transposed: bool, tmp_path: Path) -> None:
+    program, bundle = lowered(0.001, tmp_path / "out", transposed=transposed, activation="uint16")
     assert bundle.result is not None
     assert bundle.result.passed
     checks = [check for check in bundle.result.checks if check.id.startswith("parity-")]
