@@ -136,7 +136,8 @@ def symmetric_grid(
 
     The scale is `max|w| / 127`, or larger where the bias would not fit int32 at
     `scale_x * scale_w`. That happens only where input or weight are nearly zero throughout (a dead
-    channel): weights of such a channel weigh less than `2**-22` of its bias.
+    channel): a weight of such a channel, times one step of the input, weighs less than `2**-22` of
+    its bias.
 
     Args:
         weight: float tensor.
