@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,13 @@ def scene(function: Callable[[int], Any]) -> Callable[[int], Any]:
 def run(rank: int, folder: Path) -> None:
     """Play all scenes; what each returns or raises goes into a file."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/ranks", rank=rank, world_size=RANKS)
+    dist.init_process_group(
+        "gloo",
+        f"file://{folder}/ranks",
+        timeout=timedelta(minutes=2),  # a rank that waits for the other says so
+        rank=rank,
+        world_size=RANKS,
+    )
     results: dict[str, Any] = {}
     for name, play in SCENES.items():
         try:
