@@ -101,7 +101,8 @@ class QatModel(nn.Module):
         grids = self._activation_grids()
         for path, layer, source in self._layers():
             grid = weight_grid(layer, profile, grids[source].scale)
-            self.register_buffer(_name(path), grid.scale.clone())
+            own = grid.scale if profile.per_channel else grid.scale[:1]
+            self.register_buffer(_name(path), own.clone())
         if learn_scales:
             self._make_scales_parameters()
 
@@ -167,8 +168,9 @@ class QatModel(nn.Module):
         if weight_grids_frozen and not self.weight_grids_frozen and not self.learn_scales:
             grids = self._activation_grids()
             for path, layer, source in self._layers():
-                grid = weight_grid(layer, self.profile, grids[source].scale)
-                getattr(self, _name(path)).copy_(grid.scale)
+                scale = weight_grid(layer, self.profile, grids[source].scale).scale
+                kept = getattr(self, _name(path))
+                kept.copy_(scale[: len(kept)])
         self.flags.copy_(torch.tensor([observing, weight_grids_frozen]))
 
     @torch.no_grad()
@@ -202,7 +204,7 @@ class QatModel(nn.Module):
         return self._activation_grids()[name]
 
     def _activation_grids(self) -> dict[str, Grid]:
-        scales = self.activation_scale.clamp_min(SMALLEST_SCALE)
+        scales = _positive(self.activation_scale)
         if self.learn_scales:
             scales = _learned(scales, self.activation_factors, self.observing)
         # Scalars live on the host: kernels take them as numbers, on whatever device values are.
@@ -216,9 +218,9 @@ class QatModel(nn.Module):
     def _weight_grid(self, path: str, layer: Layer, source: Grid) -> Grid:
         if not self.weight_grids_frozen and not self.learn_scales:
             return weight_grid(layer, self.profile, source.scale)
-        scale: Tensor = getattr(self, _name(path)).clamp_min(SMALLEST_SCALE)
+        scale = _positive(getattr(self, _name(path)))
         if self.learn_scales:
-            factor = (layer.weight[0].numel() * 127) ** -0.5
+            factor = (layer.weight.numel() // len(scale) * 127) ** -0.5
             scale = _learned(scale, factor, not self.weight_grids_frozen)
         scale = scale.expand(_channels(layer))
         return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), "int8", _axis(layer))
@@ -265,6 +267,11 @@ def _axis(layer: Layer) -> int:
 
 def _channels(layer: Layer) -> int:
     return layer.weight.shape[_axis(layer)]
+
+
+def _positive(scale: Tensor) -> Tensor:
+    """A step across zero leaves a scale where it learns on: as large as it is far."""
+    return scale.abs().clamp_min(SMALLEST_SCALE)
 
 
 def _learned(scale: Tensor, factor: Tensor | float, learns: bool) -> Tensor:
