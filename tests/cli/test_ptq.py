@@ -123,6 +123,15 @@ def test_what_it_cannot_use_ends_with_a_code(run, hurt, tmp_path, options, statu
     assert not (tmp_path / "bundle").exists()
 
 
+def test_a_network_that_stays_float_is_a_gate_that_failed(run, hurt, tmp_path):
+    """Nothing is left whose integers could be compared."""
+    options = ["--aids", "", "--keep", "worst:99", "--json"]
+    answer = run("ptq", hurt, "-b", "onnx", "-o", tmp_path / "bundle", *options)
+    assert answer.status == 1
+    assert answer.document["passed"] is False
+    assert {value["dtype"] for value in answer.document["tensors"]} == set()
+
+
 def test_an_unknown_form_and_a_taken_place_are_usage_errors(hurt: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     assert process("ptq", hurt, "-b", "onnx", "-o", out, "--as", "int4").returncode == 2
