@@ -17,7 +17,7 @@ from fuseq.qat import distribution
 from fuseq.qat.training import TrainingRunner, require_finite, used_intervals
 from fuseq.quant.arithmetic.base import along
 from fuseq.quant.executor import execute
-from fuseq.quant.grid import LIMITS, SMALLEST_SCALE, Grid
+from fuseq.quant.grid import SMALLEST_SCALE, Grid
 from fuseq.quant.profile import Profile
 from fuseq.quant.solve import Layer, activation_grids, freeze, layers, weight_grid
 from fuseq.quant.structure import FloatIslands, Structure, bounds
@@ -56,7 +56,8 @@ class QatModel(nn.Module):
     activation_scale: Tensor
     activation_zero_point: Tensor
     flags: Tensor
-    activation_factors: Tensor
+    activation_scale_log: Tensor
+    learning: Tensor
 
     def __init__(
         self,
@@ -204,9 +205,10 @@ class QatModel(nn.Module):
         return self._activation_grids()[name]
 
     def _activation_grids(self) -> dict[str, Grid]:
-        scales = _positive(self.activation_scale)
+        scales = self.activation_scale.clamp_min(SMALLEST_SCALE)
         if self.learn_scales:
-            scales = _learned(scales, self.activation_factors, self.observing)
+            learned = torch.where(self.learning, self.activation_scale_log, 0.0)
+            scales = _grown(scales, learned, self.observing)
         # Scalars live on the host: kernels take them as numbers, on whatever device values are.
         parts, zero_points = scales.cpu().unbind(), self.activation_zero_point.cpu().unbind()
         grids = {
@@ -218,10 +220,10 @@ class QatModel(nn.Module):
     def _weight_grid(self, path: str, layer: Layer, source: Grid) -> Grid:
         if not self.weight_grids_frozen and not self.learn_scales:
             return weight_grid(layer, self.profile, source.scale)
-        scale = _positive(getattr(self, _name(path)))
+        scale: Tensor = getattr(self, _name(path)).clamp_min(SMALLEST_SCALE)
         if self.learn_scales:
-            factor = (layer.weight.numel() // len(scale) * 127) ** -0.5
-            scale = _learned(scale, factor, not self.weight_grids_frozen)
+            learned = getattr(self, f"{_name(path)}_log")
+            scale = _grown(scale, learned, not self.weight_grids_frozen)
         scale = scale.expand(_channels(layer))
         return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), "int8", _axis(layer))
 
@@ -242,13 +244,11 @@ class QatModel(nn.Module):
 
     def _make_scales_parameters(self) -> None:
         self.learn_scales = True
-        names = ["activation_scale", *(_name(path) for path, _, _ in self._layers())]
-        for name in names:
-            value = getattr(self, name)
-            delattr(self, name)
-            self.register_parameter(name, nn.Parameter(value))
-        factors = [_learning_factor(self.program, self.structure, group) for group in self.index]
-        self.register_buffer("activation_factors", torch.tensor(factors), persistent=False)
+        for name in ("activation_scale", *(_name(path) for path, _, _ in self._layers())):
+            start = nn.Parameter(torch.zeros_like(getattr(self, name)))
+            self.register_parameter(f"{name}_log", start)
+        learning = [_learns(self.program, self.structure, group) for group in self.index]
+        self.register_buffer("learning", torch.tensor(learning), persistent=False)
 
 
 def _name(path: str) -> str:
@@ -269,31 +269,20 @@ def _channels(layer: Layer) -> int:
     return layer.weight.shape[_axis(layer)]
 
 
-def _positive(scale: Tensor) -> Tensor:
-    """A step across zero leaves a scale where it learns on: as large as it is far."""
-    return scale.abs().clamp_min(SMALLEST_SCALE)
+def _grown(scale: Tensor, log: Tensor, learns: bool) -> Tensor:
+    """A scale times the exponential of what it learned: positive, and blind to its own size.
 
-
-def _learned(scale: Tensor, factor: Tensor | float, learns: bool) -> Tensor:
-    """A scale whose gradient is multiplied by a factor, or that gets none."""
-    if not learns:
-        return scale.detach()
-    if scale.requires_grad:
-        scale.register_hook(lambda gradient: gradient * factor)  # type: ignore[no-untyped-call]
-    return scale
-
-
-def _learning_factor(program: Program, structure: Structure, group: str) -> float:
-    """LSQ's gradient scale `1 / sqrt(elements * largest integer)` (section 2.2); 0 where fixed.
-
-    The grid of a clamped value has to stay within the clamp, so it does not learn either.
+    A step of an optimizer is small or large against a logarithm, whatever the scale (Jain et al.,
+    MLSys 2020, arXiv 1903.08066, section 3, where it is the threshold's).
     """
+    return scale * (log if learns else log.detach()).exp()
+
+
+def _learns(program: Program, structure: Structure, group: str) -> bool:
+    """Whether the target leaves a grid free, and no clamp that it has to stay within."""
     members = [n for n in program.graph.nodes if structure.group.get(n.name) == group]
     clamped = any(n.target is torch.clamp and bounds(n)[1] < math.inf for n in members)
-    if group in structure.fixed or clamped:
-        return 0.0
-    largest = LIMITS[structure.dtypes[group]][1]
-    return 1 / math.sqrt(math.prod(program.shape(members[0])[1:]) * largest)
+    return group not in structure.fixed and not clamped
 
 
 def finalize(model: QatModel) -> Program:

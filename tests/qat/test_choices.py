@@ -40,16 +40,28 @@ def test_one_scale_for_a_weight_stays_one_while_it_learns():
     assert len(grids["stem.weight"].scale.unique()) == 1
 
 
-def test_a_scale_that_a_step_carries_across_zero_learns_on():
+def test_a_learned_scale_is_positive_whatever_the_step():
     model, x = prepared(learn_scales=True), batches(1)[0]
-    before = model(x)
     with torch.no_grad():
-        model.get_parameter("stem_weight_scale").neg_()
-        model.activation_scale.neg_()
-    after = model(x)
-    assert torch.equal(after, before)
-    after.square().mean().backward()
-    gradient = model.get_parameter("stem_weight_scale").grad
-    assert gradient is not None
-    assert bool((gradient != 0).all())
+        model.get_parameter("stem_weight_scale_log").sub_(20.0)
+        model.activation_scale_log.sub_(20.0)
+    model(x).square().mean().backward()
     assert all(bool((grid.scale > 0).all()) for grid in model.table().grids.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_adam_learns_scales_at_the_rate_of_weights():
+    model, data = prepared(learn_scales=True), batches()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    before = float((model(data[0]) - data[0]).detach().square().mean())
+    for _ in range(10):
+        for batch in data:
+            optimizer.zero_grad()
+            (model(batch) - batch).square().mean().backward()
+            optimizer.step()
+    assert float((model(data[0]) - data[0]).detach().square().mean()) < before
+    grown = model.activation_scale_log.detach()
+    assert 0 < float(grown.abs().max()) < 0.1
+    fixed = ~model.learning
+    assert bool(fixed.any()) or not model.structure.fixed
+    assert bool((grown[fixed] == 0).all())

@@ -267,7 +267,9 @@ def test_inputs_weights_and_biases_get_the_textbooks_gradient(kind: str, case: C
         assert ours.grad is not None
         assert theirs.grad is not None
         error = float((ours.grad - theirs.grad).abs().max())
-        assert error <= ROUNDING * float(theirs.grad.abs().max())
+        # A flat sigmoid has a slope that float32 rounds to a step of the numbers near one.
+        flat = torch.finfo(torch.float32).eps * float(example.upstream.abs().max())
+        assert error <= ROUNDING * float(theirs.grad.abs().max()) + flat
 
 
 LEARNED = ["conv", "relu", "depthwise", "transposed", "linear", "add", "mul", "concat", "sigmoid"]
@@ -293,21 +295,21 @@ def test_scales_get_the_gradient_of_lsq(kind: str, case: Case) -> None:
         scale, source = example.weight_scale(), example.names[0]
         bias = example.taken["b"][0].scale_gradient().reshape(-1, len(scale)).sum(0)
         weight = example.taken["w"][0].scale_gradient().transpose(0, example.axis)
-        ours = learned(scale, example.layer.weight.numel() // len(scale) * 127)
+        log = example.model.get_parameter("layer_weight_scale_log")
+        ours = learned(log, scale)
         theirs = weight.flatten(1).sum(1) + bias * example.grid(source)[0]
         assert bool(((ours - theirs).abs() * scale.detach() <= noise).all())
         expected[source] += float((bias * scale.detach()).sum())
-    program, structure = example.model.program, example.model.structure
-    shapes = {node.name: program.shape(node)[1:] for node in program.graph.nodes}
+    structure = example.model.structure
     for name, gradient in expected.items():
         group = structure.group[name]
-        elements = torch.Size(shapes[group]).numel()
-        all_ours = learned(example.model.activation_scale, elements * 255)
+        model = example.model
+        all_ours = learned(model.activation_scale_log, model.activation_scale)
         error = abs(float(all_ours[example.model.index[group]]) - gradient)
         assert error * float(example.grid(name)[0]) <= noise
 
 
-def learned(scale: Any, divisor: int) -> Tensor:
-    """Gradient of a scale, without the factor that LSQ gives it."""
-    gradient: Tensor = scale.grad
-    return gradient.double() * divisor**0.5
+def learned(log: Any, scale: Tensor) -> Tensor:
+    """Gradient of a scale, from that of its logarithm, `s dL/ds`."""
+    gradient: Tensor = log.grad
+    return gradient.double() / scale.detach().double()
