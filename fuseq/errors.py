@@ -24,7 +24,7 @@ CODES: dict[str, tuple[str, int]] = {
     "FQ013": ("not a readable artifact or bundle", USAGE),
     "FQ101": ("the model cannot be captured as a graph", REFUSED),
     "FQ102": ("the model raised on its example inputs", REFUSED),
-    "FQ103": ("weights are not finite", REFUSED),
+    "FQ103": ("weights or outputs are not finite", REFUSED),
     "FQ104": ("the captured program does not compute what the model computes", REFUSED),
     "FQ201": ("a pass was run without what it requires", REFUSED),
     "FQ202": ("a pass needs data and was given none", USAGE),

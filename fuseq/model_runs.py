@@ -29,13 +29,24 @@ def first_run(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor
     """Outputs at the example inputs, as tensors and as the model returns them.
 
     Raises:
-        FuseqError: FQ101 for outputs that are no tensors, FQ102 if the model raises, FQ104 if a
-            second call gives other outputs: the model is random, or keeps state.
+        FuseqError: FQ101 for outputs that are no tensors, FQ102 if the model raises, FQ103 for
+            outputs that are not finite, FQ104 if a second call gives other outputs: the model is
+            random, or keeps state.
     """
     ran = copied(model)
     before = _scalars(ran)
     result = call(ran, inputs)
     found = [y.clone() for y in tensors(result)]
+    for index, y in enumerate(found):
+        broken = ~y.isfinite() if y.is_floating_point() else torch.zeros(1)
+        if bool(broken.any()):
+            raise FuseqError(
+                "FQ103",
+                f"{int(broken.sum())} of {y.numel()} values of output {index} are not finite",
+                why="forward overflows or divides by zero on the example inputs",
+                fix="look for weights that diverged, a variance of zero with eps=0, and inputs out "
+                "of range",
+            )
     again = tensors(call(ran, inputs))
     if distance(again, found) <= SAME_OUTPUT:
         return found, result

@@ -56,7 +56,7 @@ class RecalibrateBatchNorm(fuseq.Pass):
 
         Raises:
             FuseqError: FQ202 without data, FQ006 for data that is empty, does not fit or has too
-                few values for a variance.
+                few values for a variance, FQ401 for a variance that is not finite.
         """
         if self.calibration is None:
             raise FuseqError(
@@ -120,6 +120,14 @@ class _Pool:
                 f"{where} sees a single value per channel: a variance needs two",
                 fix="give more calibration images",
             )
+        variance = (self.squares / (self.count - 1)).to(norm.running_var.dtype)
+        if not bool(variance.isfinite().all()):
+            raise FuseqError(
+                "FQ401",
+                f"the variance of what {where} sees is not finite in {variance.dtype}",
+                why=f"its largest mean is {float(self.mean.abs().max()):.1e}",
+                fix="look for weights that diverged before it, and at the calibration data",
+            )
         # New tensors: another call of the same norm shares the old ones, and has its own input.
         norm.running_mean = self.mean.to(norm.running_mean.dtype)
-        norm.running_var = (self.squares / (self.count - 1)).to(norm.running_var.dtype)
+        norm.running_var = variance

@@ -63,7 +63,7 @@ class KeptCurriculum(Curriculum):
         Raises:
             FuseqError: FQ402 for a state that is not worth keeping, FQ008 if it cannot be written.
         """
-        require_finite(self.model.program, ())
+        require_finite(self.model, {})
         state = {"state_dict": self.model.state_dict(), "curriculum": self.state_dict()}
         part = self.file.with_name(f"{self.file.name}.part")
         try:

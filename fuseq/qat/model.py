@@ -19,9 +19,19 @@ from fuseq.quant.arithmetic.base import along
 from fuseq.quant.executor import execute
 from fuseq.quant.grid import SMALLEST_SCALE, Grid
 from fuseq.quant.profile import Profile
-from fuseq.quant.solve import Layer, activation_grids, freeze, layers, weight_grid
+from fuseq.quant.solve import (
+    Layer,
+    activation_grids,
+    freeze,
+    layers,
+    require_scales,
+    weight_grid,
+)
 from fuseq.quant.structure import FloatIslands, Structure, bounds
 from fuseq.quant.table import QuantizationTable
+
+LARGEST_GROWTH = 40.0
+"""As far as the logarithm of a scale is learned: float32 has its exponential."""
 
 MOMENTUM = 0.01
 """Weight of a training batch in the moving average of a range."""
@@ -140,7 +150,7 @@ class QatModel(nn.Module):
                 execution = execute(program, inputs, intermediates=bool(self.wanted))
                 self.features = {name: execution.real(program, name) for name in self.wanted}
                 return execution.result
-            require_finite(self.program, inputs)
+            require_finite(self, dict(zip(self.program.input_names, inputs, strict=False)))
             runner = TrainingRunner(
                 self.program,
                 freeze(self.program, self.profile, self.structure, self._activation_grids(), {}),
@@ -185,13 +195,19 @@ class QatModel(nn.Module):
 
     @torch.no_grad()
     def table(self) -> QuantizationTable:
-        """Grids and integers of this moment: what would ship now."""
+        """Grids and integers of this moment: what would ship now.
+
+        Raises:
+            FuseqError: FQ401 for a scale that is not finite.
+        """
         grids = {name: _constant(grid) for name, grid in self._activation_grids().items()}
         weights = {
             path: _constant(self._weight_grid(path, layer, grids[source]))
             for path, layer, source in self._layers()
         }
-        return freeze(self.program, self.profile, self.structure, grids, weights)
+        table = freeze(self.program, self.profile, self.structure, grids, weights)
+        require_scales(table)
+        return table
 
     def quantized(self) -> Program:
         """A quantized program that shares our weights: for running, not for keeping."""
@@ -275,7 +291,8 @@ def _grown(scale: Tensor, log: Tensor, learns: bool) -> Tensor:
     A step of an optimizer is small or large against a logarithm, whatever the scale (Jain et al.,
     MLSys 2020, arXiv 1903.08066, section 3, where it is the threshold's).
     """
-    return scale * (log if learns else log.detach()).exp()
+    growth = (log if learns else log.detach()).clamp(-LARGEST_GROWTH, LARGEST_GROWTH).exp()
+    return (scale * growth).clamp_min(SMALLEST_SCALE)
 
 
 def _learns(program: Program, structure: Structure, group: str) -> bool:
@@ -330,7 +347,7 @@ def float_program(model: QatModel) -> Program:
 
 def _trained(model: QatModel, details: tuple[Any, ...]) -> Program:
     """A clone with the weights of this moment, whose history says that they were trained."""
-    require_finite(model.program, ())
+    require_finite(model, {})
     distribution.require_equal(model)
     program = model.program.clone()
     program.module.requires_grad_(False).cpu()

@@ -35,6 +35,20 @@ EXACT = 2**24
 """float32 holds every integer up to here."""
 
 
+class _Endless(Grid):
+    """A grid that cuts nothing but what int32 would not hold once its zero point is taken off."""
+
+    @property
+    def qmin(self) -> int:
+        """Far below every sum that is not cut anyway."""
+        return -(2**30)
+
+    @property
+    def qmax(self) -> int:
+        """Far above every sum that is not cut anyway."""
+        return 2**30
+
+
 def limits(grid: Grid) -> Pair:
     """Smallest and largest centered integer of a grid."""
     zero_point = int(grid.zero_point)
@@ -168,7 +182,7 @@ class StraightThrough(Arithmetic):
         if ratios[0].requires_grad or ratios[1].requires_grad:
             return self._pair("add", a, grid_a, b, grid_b, output_grid)
         # On a grid without ends the kernel says where the sum lies that the real one cuts.
-        endless = Grid(output_grid.scale, output_grid.zero_point, "int32")
+        endless = _Endless(output_grid.scale, output_grid.zero_point, output_grid.dtype)
         kernel = partial(_centered_sum, self.arithmetic, grid_a, grid_b, endless)
         factors = (float(ratios[0]), float(ratios[1]))
         ends: list[Tensor] | None = None if self.extremes is None else []

@@ -80,12 +80,22 @@ class TrainingRunner(IntegerInterpreter):
 
         Args:
             used: node -> its group, and the interval that readers of its value tell apart.
+
+        Raises:
+            FuseqError: FQ402 for a range that is not finite.
         """
         found: dict[str, list[float]] = {}
         if not self.rounded_ends:
             return found
         ends = torch.stack(self.rounded_ends).tolist()
         for name, (smallest, largest) in zip(self.rounding_nodes, ends, strict=True):
+            if not math.isfinite(largest - smallest):
+                raise FuseqError(
+                    "FQ402",
+                    f"the range of `{name}`, {smallest:.1e} to {largest:.1e}, has no scale",
+                    why="parameters or inputs grew until float32 ended",
+                    fix="look at this batch and at the learning rate; load the last checkpoint",
+                )
             if name in used:
                 group, low, high = used[name]
                 seen = found.setdefault(group, [math.inf, -math.inf])
@@ -140,22 +150,24 @@ def used_intervals(program: Program, structure: Structure) -> dict[str, tuple[st
     return found
 
 
-def require_finite(program: Program, inputs: tuple[Tensor, ...]) -> None:
+def require_finite(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
     """Refuse what integers cannot show: NaN and infinity, in inputs and in parameters.
 
     Raises:
         FuseqError: FQ401 naming an input, FQ402 naming the parameters.
     """
-    for name, value in zip(program.input_names, inputs, strict=False):
+    for name, value in inputs.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise FuseqError(
                 "FQ401",
                 f"input `{name}` has values that are not finite",
                 fix="look at the batch for NaN, and at how it was normalized",
             )
-    parameters = dict(program.module.named_parameters())
-    if not bool(torch.isfinite(nn.utils.get_total_norm(parameters.values()))):
-        broken = [name for name, p in parameters.items() if not bool(torch.isfinite(p).all())]
+    parameters = dict(model.named_parameters())
+    if bool(torch.isfinite(nn.utils.get_total_norm(parameters.values()))):
+        return
+    broken = [name for name, p in parameters.items() if not bool(torch.isfinite(p).all())]
+    if broken:  # the norm of huge ones overflows too
         raise FuseqError(
             "FQ402",
             f"parameters are not finite: {', '.join(broken[:5])}",

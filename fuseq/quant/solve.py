@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fuseq import ops
+from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.grid import (
     LIMITS,
@@ -43,6 +44,9 @@ def solve(
 
     Returns:
         The table.
+
+    Raises:
+        FuseqError: FQ401 for a scale that is not finite.
     """
     ranges = {
         group: observers[group].range(structure.dtypes[group])
@@ -54,7 +58,25 @@ def solve(
         path: weight_grid(layer, profile, grids[source].scale)
         for path, layer, source in layers(program, structure)
     }
-    return freeze(program, profile, structure, grids, weights)
+    table = freeze(program, profile, structure, grids, weights)
+    require_scales(table)
+    return table
+
+
+def require_scales(table: QuantizationTable) -> None:
+    """Refuse a table with a scale that float32 does not hold.
+
+    Raises:
+        FuseqError: FQ401 naming it.
+    """
+    for name, grid in table.grids.items():
+        if not bool(grid.scale.isfinite().all()):
+            raise FuseqError(
+                "FQ401",
+                f"the scale of `{name}` is not finite",
+                why="weights, biases or values before it are too large for float32",
+                fix="look for weights that diverged, and scale the inputs down",
+            )
 
 
 def activation_grids(

@@ -129,6 +129,19 @@ class BatchStatistics(nn.Module):
         return y
 
 
+class DividesByZero(nn.Module):
+    """A norm whose variance is zero, without an epsilon."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4, eps=0.0)
+        nn.init.zeros_(self.norm.get_buffer("running_var"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(x)
+        return normed
+
+
 class Diverged(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -90,6 +90,15 @@ def test_weights_not_finite(capfd: pytest.CaptureFixture[str]) -> None:
     )
 
 
+def test_outputs_not_finite(capfd: pytest.CaptureFixture[str]) -> None:
+    assert refusal(models.DividesByZero(), capfd) == (
+        "error[FQ103]: 192 of 192 values of output 0 are not finite\n"
+        "  why: forward overflows or divides by zero on the example inputs\n"
+        "  help: look for weights that diverged, a variance of zero with eps=0, and inputs out of "
+        "range"
+    )
+
+
 @pytest.mark.parametrize("front_end", ["fx", "export", "auto"])
 def test_random_in_eval(front_end: str, capfd: pytest.CaptureFixture[str]) -> None:
     text = refusal(models.AlwaysDropping(), capfd, front_end)

@@ -40,13 +40,15 @@ def test_one_scale_for_a_weight_stays_one_while_it_learns():
     assert len(grids["stem.weight"].scale.unique()) == 1
 
 
-def test_a_learned_scale_is_positive_whatever_the_step():
+@pytest.mark.parametrize("step", [-20.0, 20.0, -200.0, 200.0])
+def test_a_learned_scale_is_positive_and_finite_whatever_the_step(step):
     model, x = prepared(learn_scales=True), batches(1)[0]
     with torch.no_grad():
-        model.get_parameter("stem_weight_scale_log").sub_(20.0)
-        model.activation_scale_log.sub_(20.0)
+        model.get_parameter("stem_weight_scale_log").add_(step)
+        model.activation_scale_log.add_(step)
     model(x).square().mean().backward()
-    assert all(bool((grid.scale > 0).all()) for grid in model.table().grids.values())
+    for grid in model.table().grids.values():
+        assert bool(((grid.scale > 0) & grid.scale.isfinite()).all())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
