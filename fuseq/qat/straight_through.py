@@ -304,7 +304,7 @@ class StraightThrough(Arithmetic):
 
     def rsqrt(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """`1 / sqrt(x)`; below half a step the gradient is zero, where it would be infinite."""
-        half = float(grid.scale) / 2
+        half = float(grid.scale.detach()) / 2
         return self._unary("rsqrt", lambda x: x.clamp_min(half).rsqrt(), x, grid, output_grid)
 
     def sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
