@@ -22,6 +22,8 @@ def train(model: QatModel, batches: list[Batch], rate: float = 1e-4) -> None:
 
     Parameters whose layer nothing reaches any more, behind dead activations, get zeros.
     """
+    if not list(model.parameters()):
+        return
     optimizer = torch.optim.SGD(model.parameters(), rate)
     for observing, frozen in STAGES:
         model.stage(observing=observing, weight_grids_frozen=frozen)
