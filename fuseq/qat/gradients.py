@@ -147,7 +147,7 @@ class _Requantize(torch.autograd.Function):
     ) -> Tensor:
         total.mul_(multiplier)
         if extremes is not None:
-            extremes.append(torch.stack(total.aminmax()))
+            extremes.append(ends(total))
         clamped = total.round_().clamp(*limits)
         ctx.save_for_backward(_inside(total, clamped), multiplier)
         return clamped
@@ -181,7 +181,7 @@ class _Sum(torch.autograd.Function):
         for one, other, target, kept in parts:
             steps = kernel(one, other)
             if extremes is not None:
-                extremes.append(torch.stack(steps.aminmax()))
+                extremes.append(ends(steps))
             clamped = steps.clamp(*limits)
             target.copy_(clamped)
             kept.copy_(_inside(steps, clamped))
@@ -196,6 +196,13 @@ class _Sum(torch.autograd.Function):
         a = (passed * ctx.ratios[0]).sum_to_size(ctx.shapes[0])
         b = passed.mul_(ctx.ratios[1]).sum_to_size(ctx.shapes[1])
         return a, b, None, None, None, None
+
+
+def ends(values: Tensor) -> Tensor:
+    """Smallest and largest value, `[2]`."""
+    if values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last):
+        values = values.permute(0, 2, 3, 1)  # in the order of memory; aminmax copies otherwise
+    return torch.stack(values.aminmax())
 
 
 def _inside(steps: Tensor, clamped: Tensor) -> Tensor:

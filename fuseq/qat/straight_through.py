@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuseq.qat.gradients import instead, requantized, rounded, summed
+from fuseq.qat.gradients import ends, instead, requantized, rounded, summed
 from fuseq.quant.arithmetic.base import Arithmetic, Pair, along, exact_sum
 from fuseq.quant.grid import Grid
 
@@ -98,10 +98,10 @@ class StraightThrough(Arithmetic):
             v = total * multiplier
             self._observe(v, output_grid.scale)
             return rounded(v, limits(output_grid))
-        ends: list[Tensor] | None = None if self.extremes is None else []
-        result = requantized(total, multiplier, limits(output_grid), ends)
-        if self.extremes is not None and ends:
-            self.extremes.append(ends[0] * output_grid.scale)
+        found: list[Tensor] | None = None if self.extremes is None else []
+        result = requantized(total, multiplier, limits(output_grid), found)
+        if self.extremes is not None and found:
+            self.extremes.append(found[0] * output_grid.scale)
         return result
 
     def convolve(
@@ -185,10 +185,10 @@ class StraightThrough(Arithmetic):
         endless = _Endless(output_grid.scale, output_grid.zero_point, output_grid.dtype)
         kernel = partial(_centered_sum, self.arithmetic, grid_a, grid_b, endless)
         factors = (float(ratios[0]), float(ratios[1]))
-        ends: list[Tensor] | None = None if self.extremes is None else []
-        total = summed(a, b, kernel, factors, limits(output_grid), ends)
-        if self.extremes is not None and ends:
-            self.extremes += [pair * output_grid.scale for pair in ends]
+        found: list[Tensor] | None = None if self.extremes is None else []
+        total = summed(a, b, kernel, factors, limits(output_grid), found)
+        if self.extremes is not None and found:
+            self.extremes += [pair * output_grid.scale for pair in found]
         return total
 
     def sub(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
@@ -377,8 +377,8 @@ class StraightThrough(Arithmetic):
 
     def _observe(self, values: Tensor, scale: Tensor | None) -> None:
         if self.extremes is not None:
-            ends = torch.stack(values.detach().aminmax())
-            self.extremes.append(ends if scale is None else ends * scale.detach())
+            found = ends(values.detach())
+            self.extremes.append(found if scale is None else found * scale.detach())
 
 
 def _integers(c: Tensor, grid: Grid) -> Tensor:
