@@ -39,7 +39,7 @@ class CorrectBias(fuseq.Pass):
     Leaves a `Refined` for each layer that has a bias.
 
     Attributes:
-        calibration: batches of inputs, read once.
+        calibration: batches of inputs, read once and kept while the pass runs.
         progress: called with the number of batches done so far, over all levels of layers.
     """
 

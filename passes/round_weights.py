@@ -54,7 +54,7 @@ class RoundWeights(fuseq.Pass):
     Leaves a `Refined` for each layer.
 
     Attributes:
-        calibration: batches of inputs, read once.
+        calibration: batches of inputs, read once and kept while the pass runs.
         progress: called with the number of batches done so far, twice over all levels of layers.
     """
 

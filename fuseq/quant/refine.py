@@ -107,7 +107,7 @@ def refine(
         program: quantized; stays as it is.
         parameter: what to refine, in layers that have it.
         study: starts the study of a layer.
-        data: batches of inputs.
+        data: batches of inputs, read once and kept; their values too, as far as there is room.
         progress: called with the number of batches done so far, twice over all levels of layers.
 
     Returns:
