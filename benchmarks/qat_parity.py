@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import itertools
+import runpy
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import fuseq
@@ -38,6 +39,8 @@ from fuseq import plugins
 from fuseq.program import Program
 from fuseq.qat import QatModel
 from fuseq.quant.executor import execute
+
+ROOT = Path(__file__).parents[1]
 
 STAGES = ((True, False), (False, False), (False, True))
 """Whether activations are observed, and whether weight grids are frozen."""
@@ -48,7 +51,8 @@ MOST = 40
 NETWORKS = (
     "asymmetric decoder diverse_branch ecbsr efdn expandnet fastvit gated kernel_space lcnet_v2 "
     "levit mobilenet_v2 mobilenet_v3 mobileone orepa plain_usr qarepvgg rep_unet replknet repsr "
-    "repvgg repvgg_plus resnet sesr shufflenet_v2 span squeezenet unet weight_standardized yolo"
+    "repvgg repvgg_plus resnet sesr shufflenet_v2 span squeezenet unet weight_standardized yolo "
+    "examples/sisr_x3 examples/qatie examples/qdr"
 ).split()
 
 COLUMNS = {
@@ -131,7 +135,8 @@ def compare(model: QatModel, data: Iterator[Tensor], outputs: int, out: Path) ->
     inner: list[Tensor] = []
     trained_apart, rounded = 0, 0
     for number, x in enumerate(itertools.islice(data, MOST)):
-        feed = grids[fed.name].quantize(x).to(torch.uint8).numpy()
+        grid = grids.get(fed.name)
+        feed = (grid.quantize(x).to(torch.uint8) if grid else x).numpy()
         with torch.no_grad():
             trained = tree_leaves(model.train()(x))
             evaluated = tree_leaves(model.eval()(x))
@@ -177,10 +182,19 @@ def unseen(program: Program, side: int) -> Iterator[Tensor]:
         yield torch.rand(shape, generator=generator)
 
 
+def made(name: str) -> nn.Module:
+    """A network of tests/networks, or the model file of an example."""
+    if not name.startswith("examples/"):
+        network: nn.Module = importlib.import_module(f"tests.networks.{name}").small()
+        return network
+    model: nn.Module = runpy.run_path(str(ROOT / name / "model.py"))["get_model"]()
+    return model
+
+
 def measured(name: str, outputs: int, out: Path, side: int = 64) -> Parity:
     """Prepare, train, export and compare one network."""
     torch.manual_seed(0)
-    network = importlib.import_module(f"tests.networks.{name}").small()
+    network = made(name)
     generator = torch.Generator().manual_seed(1)
     batches = [torch.rand(2, 3, side, side, generator=generator) for _ in range(2)]
     options = OPTIONS.get(name, {})
@@ -202,7 +216,7 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("networks", nargs="*", default=NETWORKS)
-    parser.add_argument("--outputs", type=int, default=1_000_000)
+    parser.add_argument("--outputs", type=int, default=2_000_000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found = {}
