@@ -56,9 +56,9 @@ def test_what_a_stage_freezes_stands_still_on_all_ranks(ranks):
     for results in ranks:
         states = results["frozen_scales"]
         for before, after in itertools.pairwise(states[4:]):
-            assert torch.equal(before["activation_scale"], after["activation_scale"])
-            assert torch.equal(before["stem_weight_scale"], after["stem_weight_scale"])
-        assert not torch.equal(states[0]["activation_scale"], states[2]["activation_scale"])
+            assert torch.equal(before["activation_scale_log"], after["activation_scale_log"])
+            assert torch.equal(before["stem_weight_scale_log"], after["stem_weight_scale_log"])
+        assert not torch.equal(states[0]["activation_scale_log"], states[2]["activation_scale_log"])
         assert not torch.equal(states[4]["network.stem.weight"], states[6]["network.stem.weight"])
 
 
