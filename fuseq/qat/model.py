@@ -25,6 +25,7 @@ from fuseq.quant.solve import (
     freeze,
     layers,
     require_scales,
+    resolved,
     weight_grid,
 )
 from fuseq.quant.structure import FloatIslands, Structure, bounds
@@ -227,10 +228,12 @@ class QatModel(nn.Module):
             scales = _grown(scales, learned, self.observing)
         # Scalars live on the host: kernels take them as numbers, on whatever device values are.
         parts, zero_points = scales.cpu().unbind(), self.activation_zero_point.cpu().unbind()
-        grids = {
+        grids: Mapping[str, Grid] = {
             group: Grid(parts[i], zero_points[i], self.structure.dtypes[group])
             for group, i in self.index.items()
         }
+        if self.learn_scales:
+            grids = resolved(self.program, self.structure, grids)
         return {name: grids[group] for name, group in self.structure.group.items()}
 
     def _weight_grid(self, path: str, layer: Layer, source: Grid) -> Grid:

@@ -94,23 +94,70 @@ def activation_grids(
     Returns:
         Grids by node name; the members of a group have the same object.
     """
+    wished = {
+        group: _fixed_grid(*structure.fixed[group], structure.dtypes[group])
+        if group in structure.fixed
+        else _inside(affine_grid(*ranges[group], structure.dtypes[group]), values)
+        for group, values in _members(program, structure).items()
+    }
+    chosen = resolved(program, structure, wished)
+    return {name: chosen[group] for name, group in structure.group.items()}
+
+
+def resolved(
+    program: Program, structure: Structure, wished: Mapping[str, Grid]
+) -> Mapping[str, Grid]:
+    """Widen the grids of sums, means and products that are finer than integer kernels can fill.
+
+    Steps of a sum below 1/128 of those of a term would resolve nothing but the term's rounding
+    noise, and kernels multiply by the ratio of the steps: one that is not below 256 they refuse, or
+    answer with noise. A product of two integers, up to 2**16, is multiplied by `s_a s_b / s_y`:
+    from 2**31 on it is cut at the wrong end. (A sum or product that is always zero, as that of a
+    dead channel or of `x - x`, has the smallest of scales.)
+
+    Args:
+        program: float program the structure belongs to.
+        structure: which values share a grid.
+        wished: grid of each group, those of operands before those of results.
+    """
+    chosen: dict[str, Grid] = {}
+    for group, values in _members(program, structure).items():
+        grid = chosen[group] = wished[group]
+        if group not in structure.fixed:
+            floors = [s for n in values for s in _smallest_scales(program, structure, n, chosen)]
+            if floors:
+                scale = torch.stack([grid.scale, *floors]).amax()
+                chosen[group] = Grid(scale, grid.zero_point, grid.dtype)
+    return chosen
+
+
+def _members(program: Program, structure: Structure) -> dict[str, list[fx.Node]]:
+    """Nodes of each group, and those whose activation is in it."""
     nodes = {node.name: node for node in program.graph.nodes}
     members: dict[str, list[fx.Node]] = {}
     for name, group in structure.group.items():
         members.setdefault(group, []).append(nodes[name])
     for producer, activation in structure.absorbed.items():
         members[structure.group[activation]].append(nodes[producer])
-    chosen: dict[str, Grid] = {}
-    for group, values in members.items():
-        dtype = structure.dtypes[group]
-        if group in structure.fixed:
-            chosen[group] = _fixed_grid(*structure.fixed[group], dtype)
-        else:
-            grid = _inside(affine_grid(*ranges[group], dtype), values)
-            sums = [n for n in values if ops.name_of(program, n) in ("add", "sub", "mean")]
-            terms = [structure.group.get(a.name, "") for n in sums for a in n.all_input_nodes]
-            chosen[group] = _not_finer(grid, [chosen[t] for t in terms if t in chosen])
-    return {name: chosen[group] for name, group in structure.group.items()}
+    return members
+
+
+def _smallest_scales(
+    program: Program, structure: Structure, node: fx.Node, chosen: Mapping[str, Grid]
+) -> list[Tensor]:
+    name = ops.name_of(program, node)
+    if name not in ("add", "sub", "mean", "mul"):
+        return []
+    grids = []
+    for arg in flat_arguments(node):
+        if isinstance(arg, fx.Node) and arg.name in structure.group:
+            grids.append(chosen.get(structure.group[arg.name]))
+        elif isinstance(arg, float) or (isinstance(arg, fx.Node) and arg.op == "get_attr"):
+            grids.append(_constant_grid(program, node, arg, structure))
+    scales = [grid.scale for grid in grids if grid is not None]
+    if name == "mul":
+        return [scales[0] * scales[1] * 2**-14] if len(scales) == 2 else []
+    return [scale * 2**-7 for scale in scales]
 
 
 def weight_grid(module: Layer, profile: Profile, input_scale: Tensor) -> Grid:
@@ -174,19 +221,6 @@ def _fixed_grid(scale: float, zero_point: int, dtype: str) -> Grid:
     )
 
 
-def _not_finer(grid: Grid, terms: list[Grid]) -> Grid:
-    """Widen the grid of a sum or mean whose steps are below 1/128 of those of a term.
-
-    Finer steps would resolve nothing but the term's rounding noise, and integer kernels multiply by
-    the ratio of the steps: one that is not below 256 they refuse, or answer with noise. (A sum that
-    is always zero, as that of a dead channel or of `x - x`, has the smallest of scales.)
-    """
-    if not terms:
-        return grid
-    scale = torch.stack([grid.scale, *(term.scale * 2**-7 for term in terms)]).amax()
-    return Grid(scale, grid.zero_point, grid.dtype)
-
-
 def _inside(grid: Grid, values: list[fx.Node]) -> Grid:
     """Shrink a grid until its ends lie inside what the group's clamps allow.
 
@@ -240,15 +274,21 @@ def _freeze_operands(
     if ops.name_of(program, node) not in ("add", "sub", "mul", "div", "concat"):
         return
     for arg in flat_arguments(node):
-        if isinstance(arg, fx.Node) and arg.op == "get_attr":
-            name, value = arg.name, program.constant(arg).detach().float()
-        elif isinstance(arg, float):
-            name, value = f"{node.name}.operand", torch.tensor(arg)
-        else:
-            continue
-        low, high = (float(v) for v in value.aminmax())
-        grids[name] = affine_grid(low, high, _widest(node, structure))
-        integers[name] = grids[name].quantize(value)
+        if isinstance(arg, float) or (isinstance(arg, fx.Node) and arg.op == "get_attr"):
+            name = arg.name if isinstance(arg, fx.Node) else f"{node.name}.operand"
+            grids[name] = _constant_grid(program, node, arg, structure)
+            integers[name] = grids[name].quantize(_constant(program, arg))
+
+
+def _constant(program: Program, arg: fx.Node | float) -> Tensor:
+    return torch.tensor(arg) if isinstance(arg, float) else program.constant(arg).detach().float()
+
+
+def _constant_grid(
+    program: Program, node: fx.Node, arg: fx.Node | float, structure: Structure
+) -> Grid:
+    low, high = _constant(program, arg).aminmax()
+    return affine_grid(float(low), float(high), _widest(node, structure))
 
 
 def _widest(node: fx.Node, structure: Structure) -> str:

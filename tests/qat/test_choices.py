@@ -67,3 +67,16 @@ def test_adam_learns_scales_at_the_rate_of_weights():
     fixed = ~model.learning
     assert bool(fixed.any()) or not model.structure.fixed
     assert bool((grown[fixed] == 0).all())
+
+
+def test_learned_grids_stay_as_coarse_as_integer_kernels_need():
+    model, x = prepared(learn_scales=True), batches(1)[0]
+    with torch.no_grad():
+        for name in ("mul", "add_1"):
+            model.activation_scale_log[model.index[name]] = -30.0
+    grids = model.table().grids
+    assert grids["add_1"].scale >= torch.maximum(grids["mul"].scale, grids["stem"].scale) / 128
+    assert grids["mul"].scale >= grids["relu"].scale * grids["sigmoid"].scale / 2**14
+    with torch.no_grad():
+        trained = model(x)
+        assert torch.equal(model.eval()(x), trained)

@@ -195,3 +195,18 @@ def test_sums_and_means_take_no_steps_finer_than_their_terms_allow(
         assert table.grids[name].scale >= table.grids[term].scale / 128
     ordinary = solved(lambda m, x: x + x, {"add": (-2.0, 1.0)})
     assert ordinary.grids["add"] == affine_grid(-2.0, 1.0, "uint8")
+
+
+@pytest.mark.parametrize("seen", [(0.0, 0.0), (0.0, 1e-7), (-1e-6, 1e-9)])
+def test_products_take_no_steps_that_overflow_int32(seen: tuple[float, float]) -> None:
+    """From 2**31 steps on ONNX Runtime's QLinearMul gives the other end of the grid."""
+    table = solved(
+        lambda m, x: (m.conv(x) * x[:, :1], x * 2.5, x * 1e-9),
+        {"mul": seen, "mul_1": seen, "mul_2": seen},
+    )
+    largest = {"mul": "conv", "mul_1": "mul_1.operand", "mul_2": "mul_2.operand"}
+    for name, factor in largest.items():
+        product = table.grids["x"].scale * table.grids[factor].scale * 255**2
+        assert float(product / table.grids[name].scale) < 2**31
+    ordinary = solved(lambda m, x: x * x, {"mul": (-1.0, 1.0)})
+    assert ordinary.grids["mul"] == affine_grid(-1.0, 1.0, "uint8")
