@@ -1,0 +1,1 @@
+"""The `tflite` backend: NHWC integer files for LiteRT."""
