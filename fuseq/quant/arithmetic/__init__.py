@@ -5,7 +5,12 @@ from __future__ import annotations
 from fuseq.quant.arithmetic.base import Arithmetic
 from fuseq.quant.arithmetic.ideal import Ideal
 from fuseq.quant.arithmetic.ort import OnnxRuntime
+from fuseq.quant.arithmetic.xnnpack import XnnPack
 
-ARITHMETICS: dict[str, Arithmetic] = {"ideal": Ideal(), "ort": OnnxRuntime()}
+ARITHMETICS: dict[str, Arithmetic] = {
+    "ideal": Ideal(),
+    "ort": OnnxRuntime(),
+    "xnnpack": XnnPack(),
+}
 
-__all__ = ["ARITHMETICS", "Arithmetic", "Ideal", "OnnxRuntime"]
+__all__ = ["ARITHMETICS", "Arithmetic", "Ideal", "OnnxRuntime", "XnnPack"]

@@ -1,0 +1,136 @@
+"""LiteRT's default arithmetic on x86-64 for 8 bits: XNNPACK, and LiteRT's own kernels for the rest.
+
+Measured on ai-edge-litert 2.3 and read in the sources. float32 where a real appears; `rint` rounds
+halves to even, `>>` rounds down, `clamp` is to the limits of the output type.
+
+    quantize                 clamp(rint(x * (1 / s)) + z)
+    conv, transposed, linear clamp(rint(acc * m) + z_y),  m = s_x * s_w / s_y
+    mul                      the same, m = s_a * s_b / s_y
+    add, sub                 clamp((a * m_a +- b * m_b + fixed >> shift) + z_y), integers:
+                             m = rint(2**shift * s / s_y), the larger one in [2**20, 2**21)
+                             fixed = 2**(shift - 1) - z_a * m_a -+ z_b * m_b
+    requantize, leaky relu   clamp(((x - z_x) * m + 128 >> 8) + z_y),  m = rint(256 * s_x / s_y)
+    mean of a map            clamp(rint(sum(x) * m + fixed)),  m = (s_x / s_y) * (1 / count)
+                             fixed = z_y - count * z_x * m
+    tanh, sigmoid            clamp(rint(f(s_x * (x - z_x)) * (1 / s_y) + z_y)), a table
+    relu and the rest        LiteRT's own kernels, see `litert`
+
+Multipliers of requantize and leaky relu have 8 bits only: the result is off by up to half a step
+more than rounding needs. Sources: `src/microparams-init.c`, `src/qs8-vadd`, `src/qs8-vmul`,
+`src/qs8-vcvt`, `src/qs8-vlrelu`, `src/f32-qs8-vcvt`, `src/operators/{reduce-nd,
+unary-elementwise-nc}.c`, `src/reference/unary-elementwise.cc` of github.com/google/XNNPACK
+(BSD-3-Clause), and what it is given in `tflite/delegates/xnnpack/xnnpack_delegate.cc` of
+github.com/google-ai-edge/LiteRT (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fuseq.quant.arithmetic.base import along
+from fuseq.quant.arithmetic.litert import LiteRt
+from fuseq.quant.grid import Grid
+
+
+class XnnPack(LiteRt):
+    """The default LiteRT interpreter on x86-64."""
+
+    name: ClassVar[str] = "xnnpack"
+
+    def quantize(self, real: Tensor, grid: Grid) -> Tensor:
+        """QUANTIZE of floats; what is not a number becomes the largest integer."""
+        scaled = torch.round(real.float() * (1 / grid.scale)).nan_to_num(nan=math.inf)
+        return _saturate(scaled + grid.zero_point, grid)
+
+    def requantize_accumulator(
+        self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
+    ) -> Tensor:
+        """Output stage of CONV_2D, DEPTHWISE_CONV_2D, TRANSPOSE_CONV and FULLY_CONNECTED."""
+        multiplier = along(self.float32_multiplier(multiplicands, output_grid), accumulator, axis)
+        scaled = torch.round(accumulator.float() * multiplier)
+        return _saturate(scaled + output_grid.zero_point, output_grid)
+
+    def float32_multiplier(self, multiplicands: tuple[Grid, Grid], output_grid: Grid) -> Tensor:
+        """`s_x * s_w / s_y`."""
+        x, weight = multiplicands
+        return x.scale * weight.scale / output_grid.scale
+
+    def requantize(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """QUANTIZE of integers."""
+        ratio = grid.scale / output_grid.scale
+        return _eighth(x - grid.zero_point, _of_256(ratio), output_grid)
+
+    def add(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """ADD."""
+        return _sum(a, grid_a, b, grid_b, output_grid, sign=1)
+
+    def sub(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """SUB."""
+        return _sum(a, grid_a, b, grid_b, output_grid, sign=-1)
+
+    def mul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """MUL."""
+        product = (a - grid_a.zero_point) * (b - grid_b.zero_point)
+        return self.requantize_accumulator(product, (grid_a, grid_b), output_grid, axis=-1)
+
+    def global_average_pool(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """MEAN over height and width."""
+        count = x.shape[2] * x.shape[3]
+        total = x.sum((2, 3), keepdim=True)
+        share = torch.tensor(1.0) / count
+        multiplier = grid.scale / output_grid.scale * share
+        fixed = output_grid.zero_point - (count * grid.zero_point).float() * multiplier
+        return _saturate(torch.round(total.float() * multiplier + fixed), output_grid)
+
+    def leaky_relu(self, x: Tensor, grid: Grid, output_grid: Grid, negative_slope: float) -> Tensor:
+        """LEAKY_RELU."""
+        ratio = grid.scale / output_grid.scale
+        slope = torch.tensor(negative_slope, dtype=torch.float32)
+        centered = x - grid.zero_point
+        multiplier = torch.where(centered > 0, _of_256(ratio), _of_256(ratio * slope))
+        return _eighth(centered, multiplier, output_grid)
+
+    def sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """LOGISTIC."""
+        return _table(x, grid, output_grid, torch.sigmoid)
+
+    def tanh(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """TANH."""
+        return _table(x, grid, output_grid, torch.tanh)
+
+
+def _sum(a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid, sign: int) -> Tensor:
+    ratio_a, ratio_b = (float(grid.scale / output_grid.scale) for grid in (grid_a, grid_b))
+    shift = 21 - math.frexp(max(ratio_a, ratio_b))[1]
+    factor_a, factor_b = (round(math.ldexp(ratio, shift)) for ratio in (ratio_a, ratio_b))
+    factor_b *= sign
+    zero_points = int(grid_a.zero_point) * factor_a + int(grid_b.zero_point) * factor_b
+    total = a * factor_a + b * factor_b + (2 ** (shift - 1) - zero_points)
+    return _saturate((total >> shift) + output_grid.zero_point, output_grid)
+
+
+def _of_256(ratio: Tensor) -> Tensor:
+    return torch.round(256 * ratio).to(torch.int32)
+
+
+def _eighth(centered: Tensor, multiplier: Tensor, grid: Grid) -> Tensor:
+    return _saturate((centered * multiplier + 128 >> 8) + grid.zero_point, grid)
+
+
+def _table(
+    x: Tensor, grid: Grid, output_grid: Grid, function: Callable[[Tensor], Tensor]
+) -> Tensor:
+    every = torch.arange(grid.qmin, grid.qmax + 1, dtype=torch.int32, device=x.device)
+    # In float64 first, so that the float32 value is the nearest one on every machine.
+    real = function(grid.dequantize(every).double()).float()
+    table = torch.round(real * (1 / output_grid.scale) + output_grid.zero_point)
+    return _saturate(table, output_grid)[(x - grid.qmin).long()]
+
+
+def _saturate(q: Tensor, grid: Grid) -> Tensor:
+    return q.clamp(grid.qmin, grid.qmax).to(torch.int32)

@@ -1,0 +1,333 @@
+"""Our integers against the default LiteRT interpreter's, element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fuseq.quant.arithmetic import XnnPack
+from fuseq.quant.arithmetic.base import Pair
+from fuseq.quant.grid import Grid, bias_grid, quantize_bias
+from tests.quant.qdq import any_grid, every_integer, integers
+from tests.quant.single_ops import Operand, nchw, nhwc
+from tests.quant.single_ops import integers as sizes
+from tests.quant.single_ops import run as run_op
+
+XNNPACK = XnnPack()
+SEEDS = pytest.mark.parametrize("seed", range(8))
+VALID, SAME = 1, 0
+run = partial(run_op, kernels="xnnpack")
+
+
+def grid_of(scale: float, zero_point: int) -> Grid:
+    return Grid(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), "int8")
+
+
+def near(random: np.random.Generator, grid: Grid, low: float, high: float) -> Grid:
+    """A grid whose ratio to another one is in a range, ends included now and then."""
+    ratio = random.choice([low, high, np.exp(random.uniform(np.log(low), np.log(high)))])
+    return grid_of(float(grid.scale) / float(ratio), int(any_grid(random, "int8").zero_point))
+
+
+def weights(random: np.random.Generator, *shape: int) -> Tensor:
+    return torch.from_numpy(random.integers(-127, 128, shape, dtype=np.int8))
+
+
+def weight_grid(random: np.random.Generator, channels: int, axis: int) -> Grid:
+    scale = torch.from_numpy(random.uniform(0.0005, 0.02, channels).astype(np.float32))
+    return Grid(scale, torch.zeros(channels, dtype=torch.int32), "int8", axis)
+
+
+def layer_grids(
+    random: np.random.Generator, channels: int, terms: int
+) -> tuple[Grid, Grid, Grid, Grid, Tensor]:
+    """Grids of input, weight, bias and output, and a bias; sums fill the output grid."""
+    grid, weight = any_grid(random, "int8"), weight_grid(random, channels, 0)
+    real = torch.from_numpy(random.normal(0, 1, channels).astype(np.float32))
+    bias = bias_grid(grid, weight, real)
+    spread = float(grid.scale) * 0.01 * 4000 * terms**0.5
+    output = grid_of(spread / 128, int(any_grid(random, "int8").zero_point))
+    return grid, weight, bias, output, quantize_bias(real, bias)
+
+
+def conv2d(random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    groups, inputs, outputs = int(random.choice([1, 1, 2])), int(random.integers(1, 20)), 8
+    kernel, stride = int(random.integers(1, 4)), int(random.integers(1, 3))
+    shape = (2, inputs * groups, 9, 7)
+    weight = weights(random, outputs * groups, inputs, kernel, kernel)
+    grid, w, b, output, bias = layer_grids(random, outputs * groups, weight[0].numel())
+    q = integers(random, shape, grid)
+    ours = XNNPACK.convolve(
+        q, grid, weight, w, bias, output, stride=(stride, stride), groups=groups
+    )
+    operands = [
+        Operand(nhwc(q), grid), Operand(nhwc(weight), w, True), Operand(bias, b, True)
+    ]  # fmt: skip
+    theirs = run(
+        "CONV_2D", operands, nhwc(ours).shape, output, options="Conv2D",
+        version=6 if groups > 1 else 3, padding=VALID, strideH=stride, strideW=stride,
+        dilationHFactor=1, dilationWFactor=1,
+    )  # fmt: skip
+    return ours, nchw(theirs)
+
+
+def depthwise(random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    inputs, multiplier = int(random.integers(2, 40)), int(random.choice([1, 1, 2]))
+    channels, kernel = inputs * multiplier, int(random.integers(1, 6))
+    stride, dilation = int(random.integers(1, 3)), int(random.choice([1, 1, 2]))
+    weight = weights(random, channels, 1, kernel, kernel)
+    grid, w, b, output, bias = layer_grids(random, channels, kernel * kernel)
+    q = integers(random, (1, inputs, 12, 11), grid)
+    ours = XNNPACK.convolve(
+        q, grid, weight, w, bias, output, stride=(stride, stride), dilation=(dilation, dilation),
+        groups=inputs,
+    )  # fmt: skip
+    stored = Operand(weight.permute(1, 2, 3, 0), Grid(w.scale, w.zero_point, "int8", 3), True)
+    theirs = run(
+        "DEPTHWISE_CONV_2D", [Operand(nhwc(q), grid), stored, Operand(bias, b, True)],
+        nhwc(ours).shape, output, options="DepthwiseConv2D", padding=VALID, strideH=stride,
+        strideW=stride, depthMultiplier=multiplier, dilationHFactor=dilation,
+        dilationWFactor=dilation,
+    )  # fmt: skip
+    return ours, nchw(theirs)
+
+
+def conv_transpose2d(random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    inputs, outputs = int(random.integers(1, 12)), int(random.integers(1, 12))
+    kernel, stride = int(random.integers(2, 5)), int(random.integers(1, 3))
+    weight = weights(random, inputs, outputs, kernel, kernel)
+    grid, w, b, output, bias = layer_grids(random, outputs, inputs * kernel)
+    q = integers(random, (1, inputs, 5, 6), grid)
+    per_output = Grid(w.scale, w.zero_point, "int8", 1)
+    ours = XNNPACK.convolve_transposed(
+        q, grid, weight, per_output, bias, output, stride=(stride, stride)
+    )
+    operands = [
+        sizes(*nhwc(ours).shape), Operand(weight.permute(1, 2, 3, 0), w, True),
+        Operand(nhwc(q), grid), Operand(bias, b, True),
+    ]  # fmt: skip
+    theirs = run(
+        "TRANSPOSE_CONV", operands, nhwc(ours).shape, output, options="TransposeConv", version=3,
+        padding=VALID, strideH=stride, strideW=stride,
+    )  # fmt: skip
+    return ours, nchw(theirs)
+
+
+def linear(random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    inputs, outputs = int(random.integers(1, 300)), int(random.integers(1, 40))
+    weight = weights(random, outputs, inputs)
+    grid, w, b, output, bias = layer_grids(random, outputs, inputs)
+    q = integers(random, (5, inputs), grid)
+    ours = XNNPACK.linear(q, grid, weight, w, bias, output)
+    operands = [Operand(q, grid), Operand(weight, w, True), Operand(bias, b, True)]
+    theirs = run(
+        "FULLY_CONNECTED", operands, ours.shape, output, options="FullyConnected", version=12
+    )
+    return ours, theirs
+
+
+@SEEDS
+@pytest.mark.parametrize("layer", [conv2d, depthwise, conv_transpose2d, linear])
+def test_layers(layer: Callable[[np.random.Generator], tuple[Tensor, Tensor]], seed: int) -> None:
+    ours, theirs = layer(np.random.default_rng(seed))
+    assert torch.equal(ours, theirs)
+    assert ours.unique().numel() > 5
+
+
+def test_sums_beyond_24_bits_are_rounded_to_float32_first() -> None:
+    inputs, grid = 2048, grid_of(0.1, -128)
+    random = np.random.default_rng(0)
+    weight = torch.full((64, inputs), 127, dtype=torch.int8)
+    w = weight_grid(random, 64, 0)
+    real = torch.from_numpy(random.uniform(-0.5, 0.5, 64).astype(np.float32))
+    bias, b = quantize_bias(real, bias_grid(grid, w, real)), bias_grid(grid, w, real)
+    output = grid_of(float(grid.scale) * 0.01 * inputs * 255, -128)
+    q = integers(random, (64, inputs), grid)
+    assert int((weight.long() * (q[0] + 128)).sum(1)[0]) > 2**24
+    ours = XNNPACK.linear(q, grid, weight, w, bias, output)
+    operands = [Operand(q, grid), Operand(weight, w, True), Operand(bias, b, True)]
+    theirs = run(
+        "FULLY_CONNECTED", operands, ours.shape, output, options="FullyConnected", version=12
+    )
+    assert torch.equal(ours, theirs)
+
+
+PAIRS: dict[str, tuple[Callable[..., Tensor], float, float]] = {
+    "ADD": (XNNPACK.add, 2.0**-10, 255.9),
+    "SUB": (XNNPACK.sub, 2.0**-10, 255.9),
+}
+
+
+@SEEDS
+@pytest.mark.parametrize("code", PAIRS)
+@pytest.mark.parametrize("broadcast", ["none", "channel", "value", "map", "first"])
+def test_sums_of_two(code: str, broadcast: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    ours, low, high = PAIRS[code]
+    grid_a, grid_b, output = _pair_of_grids(random, low, high)
+    _check_pair(code, ours, random, grid_a, grid_b, output, broadcast)
+
+
+@SEEDS
+@pytest.mark.parametrize("broadcast", ["none", "channel", "value", "map", "first"])
+def test_products(broadcast: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    grid_a, grid_b = any_grid(random, "int8"), any_grid(random, "int8")
+    product = grid_of(float(grid_a.scale) * float(grid_b.scale), 0)
+    output = (
+        near(random, product, 2.0**-15.9, 255.9) if seed % 2 else near(random, product, 1e-3, 0.1)
+    )
+    _check_pair("MUL", XNNPACK.mul, random, grid_a, grid_b, output, broadcast)
+
+
+def _pair_of_grids(random: np.random.Generator, low: float, high: float) -> tuple[Grid, Grid, Grid]:
+    output = any_grid(random, "int8")
+    low, high = (low, high) if random.random() < 0.5 else (0.2, 2.0)
+    first, second = (near(random, output, 1 / high, 1 / low) for _ in range(2))
+    return first, second, output
+
+
+def _check_pair(
+    code: str,
+    function: Callable[..., Tensor],
+    random: np.random.Generator,
+    grid_a: Grid,
+    grid_b: Grid,
+    output: Grid,
+    broadcast: str,
+) -> None:
+    shape = (2, 5, 9, 7)
+    others = {
+        "none": shape, "channel": (1, 5, 1, 1), "value": (1, 1, 1, 1), "map": (2, 5, 1, 1),
+        "first": (2, 5, 1, 1),
+    }  # fmt: skip
+    a, b = integers(random, shape, grid_a), integers(random, others[broadcast], grid_b)
+    constant = broadcast in ("channel", "value")
+    operands = [Operand(nhwc(a), grid_a), Operand(nhwc(b), grid_b, constant)]
+    if broadcast == "first":
+        operands.reverse()
+        ours = function(b, grid_b, a, grid_a, output)
+    else:
+        ours = function(a, grid_a, b, grid_b, output)
+    theirs = run(code, operands, nhwc(ours).shape, output, options=code.title())
+    assert torch.equal(ours, nchw(theirs))
+
+
+@SEEDS
+def test_requantize(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, "int8")
+    output = near(random, grid, 2.0**-8, 2.0**7)
+    _check_unary("QUANTIZE", XNNPACK.requantize, grid, output, "Quantize")
+
+
+@SEEDS
+def test_relu(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    grid, output = any_grid(random, "int8"), any_grid(random, "int8")
+    _check_unary("RELU", XNNPACK.relu, grid, output)
+    _check_unary("RELU6", partial(XNNPACK.clamp, low=0, high=6), grid, output)
+
+
+@SEEDS
+@pytest.mark.parametrize("slope", [0.1, 0.01, 0.2, -0.3, 1.5])
+def test_leaky_relu(slope: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, "int8")
+    output = near(random, grid, 0.4, 80)
+    function = partial(XNNPACK.leaky_relu, negative_slope=slope)
+    _check_unary("LEAKY_RELU", function, grid, output, "LeakyRelu", alpha=slope)
+
+
+@SEEDS
+def test_tables(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, "int8")
+    _check_unary("TANH", XNNPACK.tanh, grid, grid_of(1 / 128, 0))
+    _check_unary("LOGISTIC", XNNPACK.sigmoid, grid, grid_of(1 / 256, -128))
+
+
+def _check_unary(
+    code: str,
+    function: Callable[[Tensor, Grid, Grid], Tensor],
+    grid: Grid,
+    output: Grid,
+    options: str = "",
+    **fields: Any,
+) -> None:
+    q = every_integer(grid)
+    theirs = run(code, [Operand(q, grid)], q.shape, output, options=options, **fields)
+    assert torch.equal(function(q, grid, output), theirs)
+
+
+@SEEDS
+def test_quantize(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, "int8")
+    halves = (torch.arange(-300, 300) + 0.5) * grid.scale
+    extremes = torch.tensor([0.0, -0.0, 1e30, -1e30, torch.inf, -torch.inf, torch.nan])
+    noise = torch.from_numpy(random.normal(0, 50, 1000).astype(np.float32)) * grid.scale
+    real = torch.cat((halves, halves.nextafter(torch.tensor(0.0)), extremes, noise))
+    theirs = run("QUANTIZE", [Operand(real)], real.shape, grid, options="Quantize")
+    assert torch.equal(XNNPACK.quantize(real, grid), theirs)
+
+
+@SEEDS
+def test_dequantize(seed: int) -> None:
+    grid = any_grid(np.random.default_rng(seed), "int8")
+    q = every_integer(grid)
+    theirs = run("DEQUANTIZE", [Operand(q, grid)], q.shape)
+    assert torch.equal(XNNPACK.dequantize(q, grid), theirs)
+
+
+@SEEDS
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (32, 20)])
+def test_mean_of_a_map(size: Pair, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, "int8")
+    output = near(random, grid, 0.5, 8)
+    q = integers(random, (2, 300, *size), grid)
+    q[:, ::2] = q[:, ::2].clamp(min=100)
+    ours = XNNPACK.global_average_pool(q, grid, output)
+    theirs = run(
+        "MEAN", [Operand(nhwc(q), grid), sizes(1, 2)], nhwc(ours).shape, output,
+        options="Reducer", keepDims=True,
+    )  # fmt: skip
+    assert torch.equal(ours, nchw(theirs))
+
+
+@SEEDS
+@pytest.mark.parametrize("window", [((2, 2), (2, 2)), ((3, 2), (1, 2)), ((7, 5), (7, 5))])
+def test_average_pool(window: tuple[Pair, Pair], seed: int) -> None:
+    kernel, stride = window
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, "int8")
+    q = integers(random, (2, 9, 14, 15), grid)
+    ours = XNNPACK.average_pool(q, grid, grid, kernel_size=kernel, stride=stride)
+    theirs = run(
+        "AVERAGE_POOL_2D", [Operand(nhwc(q), grid)], nhwc(ours).shape, grid, options="Pool2D",
+        padding=VALID, filterHeight=kernel[0], filterWidth=kernel[1], strideH=stride[0],
+        strideW=stride[1],
+    )  # fmt: skip
+    assert torch.equal(ours, nchw(theirs))
+
+
+@SEEDS
+def test_an_average_pool_that_leaves_padding_out(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, "int8")
+    q = integers(random, (1, 4, 6, 8), grid)
+    ours = XNNPACK.average_pool(
+        q, grid, grid, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), count_include_pad=False
+    )
+    theirs = run(
+        "AVERAGE_POOL_2D", [Operand(nhwc(q), grid)], nhwc(ours).shape, grid, options="Pool2D",
+        padding=SAME, filterHeight=3, filterWidth=3, strideH=1, strideW=1,
+    )  # fmt: skip
+    assert torch.equal(ours, nchw(theirs))
