@@ -62,7 +62,9 @@ def multiply(x: Tensor, multiplier: Multiplier) -> Tensor:
     Returns:
         int64 integers.
     """
-    shifted = x.to(torch.int64) << multiplier.exponent.clamp(min=0)
+    shifted = x.to(torch.int64)
+    if (multiplier.exponent > 0).any():
+        shifted = _low_bits(shifted << (multiplier.exponent.clamp(min=0) & 31))
     return divide_by_power(high_product(shifted, multiplier.mantissa), -multiplier.exponent)
 
 
@@ -77,3 +79,8 @@ def divide_by_power(x: Tensor, exponent: Tensor) -> Tensor:
     half = (torch.ones_like(exponent) << exponent) >> 1
     # Below zero the half that rounding down would lift is left out: -1.5 stays -2.
     return (x + half - ((x < 0) & (exponent > 0)).to(x.dtype)) >> exponent
+
+
+def _low_bits(x: Tensor) -> Tensor:
+    """The 32 low bits, as signed integers."""
+    return (x + 2**31 & 2**32 - 1) - 2**31
