@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from fuseq.quant.arithmetic import TfliteReference
-from tests.quant.litert_grids import along_axis, grid_near, pair, random_bias, random_weight
+from tests.quant.litert_grids import (
+    along_axis,
+    fixed_grid,
+    grid_near,
+    pair,
+    random_bias,
+    random_weight,
+)
 from tests.quant.qdq import any_grid, integers
 from tests.quant.single_ops import Operand, nchw, nhwc, run
 from tests.quant.single_ops import integers as sizes
@@ -179,4 +186,20 @@ def test_bilinear_resize(align_corners: bool, seed: int) -> None:
         "RESIZE_BILINEAR", [Operand(nhwc(x), grid), sizes(*size)], nhwc(ours).shape, grid,
         options="ResizeBilinear", alignCorners=align_corners, halfPixelCenters=not align_corners,
     )  # fmt: skip
+    assert torch.equal(ours, nchw(theirs))
+
+
+@SEEDS
+@pytest.mark.parametrize("span", [8, 64, 256])
+@pytest.mark.parametrize("octaves", [5, 12])
+def test_softmax(octaves: float, span: int, seed: int) -> None:
+    """Along channels, which are last in the file."""
+    random = np.random.default_rng(seed)
+    grid = grid_near(random, 2.0**-4, octaves)
+    shape = (2, int(random.integers(1, 60)), 5, 4)
+    x = torch.from_numpy(random.integers(-128, span - 128, shape, dtype=np.int32))
+    output_grid = fixed_grid(1 / 256, -128)
+    ours = REFERENCE.softmax(x, grid, output_grid, 1)
+    operands = [Operand(nhwc(x), grid)]
+    theirs = run("SOFTMAX", operands, nhwc(x).shape, output_grid, options="Softmax", beta=1.0)
     assert torch.equal(ours, nchw(theirs))

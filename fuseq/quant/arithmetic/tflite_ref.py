@@ -17,6 +17,7 @@ zero, results clamped to int8:
                                   m_1 the fixed point of s_x / s_y, k = floor(log2 n)
     bilinear                      weights of 10 bits; away(sum / 2**20); then requantize
     quantize                      z + away(fl(x / s))
+    softmax                       see `fixed_point_softmax`
     relu, clamps, average pool    see `litert`
 
 Everything not said to be in float32 is in float64, where products and quotients of scales become
@@ -39,6 +40,7 @@ from torch import Tensor
 
 from fuseq.quant.arithmetic.base import Pair, along, exact_sum
 from fuseq.quant.arithmetic.fixed_point import Multiplier, multiplier_of, multiply
+from fuseq.quant.arithmetic.fixed_point_softmax import softmax
 from fuseq.quant.arithmetic.litert import LiteRt
 from fuseq.quant.grid import Grid
 
@@ -158,6 +160,10 @@ class TfliteReference(LiteRt):
     def tanh(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """TANH, a table."""
         return _table(x, grid, output_grid, lambda real: real.double().tanh().float())
+
+    def softmax(self, x: Tensor, grid: Grid, output_grid: Grid, dim: int) -> Tensor:
+        """SOFTMAX, whose grid is always the same."""
+        return softmax(x, grid, dim)
 
 
 def round_half_away(real: Tensor) -> Tensor:
