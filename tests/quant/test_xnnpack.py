@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from torch import Tensor
 from fuseq.quant.arithmetic import XnnPack
 from fuseq.quant.arithmetic.base import Pair
 from fuseq.quant.grid import Grid, bias_grid, quantize_bias
+from tests.quant.int8_grids import grid_of, near, same_on_all
 from tests.quant.qdq import any_grid, every_integer, integers
 from tests.quant.single_ops import Operand, nchw, nhwc
 from tests.quant.single_ops import integers as sizes
@@ -23,16 +23,6 @@ XNNPACK = XnnPack()
 SEEDS = pytest.mark.parametrize("seed", range(8))
 VALID, SAME = 1, 0
 run = partial(run_op, kernels="xnnpack")
-
-
-def grid_of(scale: float, zero_point: int) -> Grid:
-    return Grid(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), "int8")
-
-
-def near(random: np.random.Generator, grid: Grid, low: float, high: float) -> Grid:
-    """A grid whose ratio to another one is in a range, ends included now and then."""
-    ratio = random.choice([low, high, np.exp(random.uniform(np.log(low), np.log(high)))])
-    return grid_of(float(grid.scale) / float(ratio), int(any_grid(random, "int8").zero_point))
 
 
 def weights(random: np.random.Generator, *shape: int) -> Tensor:
@@ -224,15 +214,7 @@ def test_requantize(seed: int) -> None:
     random = np.random.default_rng(seed)
     grid = any_grid(random, "int8")
     output = near(random, grid, 2.0**-8, 2.0**7)
-    _check_unary("QUANTIZE", XNNPACK.requantize, grid, output, "Quantize")
-
-
-@SEEDS
-def test_relu(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    grid, output = any_grid(random, "int8"), any_grid(random, "int8")
-    _check_unary("RELU", XNNPACK.relu, grid, output)
-    _check_unary("RELU6", partial(XNNPACK.clamp, low=0, high=6), grid, output)
+    assert same_on_all("QUANTIZE", XNNPACK.requantize, grid, output, "Quantize")
 
 
 @SEEDS
@@ -242,28 +224,15 @@ def test_leaky_relu(slope: float, seed: int) -> None:
     grid = any_grid(random, "int8")
     output = near(random, grid, 0.4, 80)
     function = partial(XNNPACK.leaky_relu, negative_slope=slope)
-    _check_unary("LEAKY_RELU", function, grid, output, "LeakyRelu", alpha=slope)
+    assert same_on_all("LEAKY_RELU", function, grid, output, "LeakyRelu", alpha=slope)
 
 
 @SEEDS
 def test_tables(seed: int) -> None:
     random = np.random.default_rng(seed)
     grid = any_grid(random, "int8")
-    _check_unary("TANH", XNNPACK.tanh, grid, grid_of(1 / 128, 0))
-    _check_unary("LOGISTIC", XNNPACK.sigmoid, grid, grid_of(1 / 256, -128))
-
-
-def _check_unary(
-    code: str,
-    function: Callable[[Tensor, Grid, Grid], Tensor],
-    grid: Grid,
-    output: Grid,
-    options: str = "",
-    **fields: Any,
-) -> None:
-    q = every_integer(grid)
-    theirs = run(code, [Operand(q, grid)], q.shape, output, options=options, **fields)
-    assert torch.equal(function(q, grid, output), theirs)
+    assert same_on_all("TANH", XNNPACK.tanh, grid, grid_of(1 / 128, 0))
+    assert same_on_all("LOGISTIC", XNNPACK.sigmoid, grid, grid_of(1 / 256, -128))
 
 
 @SEEDS
@@ -303,31 +272,37 @@ def test_mean_of_a_map(size: Pair, seed: int) -> None:
 
 
 @SEEDS
-@pytest.mark.parametrize("window", [((2, 2), (2, 2)), ((3, 2), (1, 2)), ((7, 5), (7, 5))])
-def test_average_pool(window: tuple[Pair, Pair], seed: int) -> None:
-    kernel, stride = window
+@pytest.mark.parametrize("zero_point", [0, 7])
+def test_matmul(zero_point: int, seed: int) -> None:
     random = np.random.default_rng(seed)
-    grid = any_grid(random, "int8")
-    q = integers(random, (2, 9, 14, 15), grid)
-    ours = XNNPACK.average_pool(q, grid, grid, kernel_size=kernel, stride=stride)
+    grid_a, grid_b = (
+        any_grid(random, "int8"),
+        grid_of(float(random.uniform(0.004, 0.4)), zero_point),
+    )
+    output = grid_of(float(grid_a.scale) * float(grid_b.scale) * random.uniform(50, 1000), 5)
+    a, b = integers(random, (2, 3, 9, 20), grid_a), integers(random, (2, 3, 20, 11), grid_b)
+    ours = XNNPACK.matmul(a, grid_a, b, grid_b, output)
     theirs = run(
-        "AVERAGE_POOL_2D", [Operand(nhwc(q), grid)], nhwc(ours).shape, grid, options="Pool2D",
-        padding=VALID, filterHeight=kernel[0], filterWidth=kernel[1], strideH=stride[0],
-        strideW=stride[1],
+        "BATCH_MATMUL", [Operand(a, grid_a), Operand(b, grid_b)], ours.shape, output,
+        options="BatchMatMul",
     )  # fmt: skip
-    assert torch.equal(ours, nchw(theirs))
+    assert torch.equal(ours, theirs)
 
 
 @SEEDS
-def test_an_average_pool_that_leaves_padding_out(seed: int) -> None:
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_bilinear(align_corners: bool, seed: int) -> None:
     random = np.random.default_rng(seed)
     grid = any_grid(random, "int8")
-    q = integers(random, (1, 4, 6, 8), grid)
-    ours = XNNPACK.average_pool(
-        q, grid, grid, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), count_include_pad=False
+    inputs, outputs = random.integers(1, 30, 2), random.integers(1, 60, 2)
+    outputs = inputs * 2 if seed % 2 else outputs
+    size = int(outputs[0]), int(outputs[1])
+    q = integers(random, (2, 5, *inputs.tolist()), grid)
+    ours = XNNPACK.interpolate_bilinear(
+        q, grid, grid, size=size, scale_factor=None, align_corners=align_corners
     )
     theirs = run(
-        "AVERAGE_POOL_2D", [Operand(nhwc(q), grid)], nhwc(ours).shape, grid, options="Pool2D",
-        padding=SAME, filterHeight=3, filterWidth=3, strideH=1, strideW=1,
+        "RESIZE_BILINEAR", [Operand(nhwc(q), grid), sizes(*size)], nhwc(ours).shape, grid,
+        options="ResizeBilinear", alignCorners=align_corners, halfPixelCenters=not align_corners,
     )  # fmt: skip
     assert torch.equal(ours, nchw(theirs))

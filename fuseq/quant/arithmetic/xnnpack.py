@@ -13,6 +13,9 @@ halves to even, `>>` rounds down, `clamp` is to the limits of the output type.
     mean of a map            clamp(rint(sum(x) * m + fixed)),  m = (s_x / s_y) * (1 / count)
                              fixed = z_y - count * z_x * m
     tanh, sigmoid            clamp(rint(f(s_x * (x - z_x)) * (1 / s_y) + z_y)), a table
+    bilinear resize          four corners with 11-bit weights, halves up, see `_resized`
+    softmax                  clamp(round(e * (1 / (sum(e) * s_y))) + z_y), halves away from zero,
+                             e a table of exponentials, summed in order
     relu and the rest        LiteRT's own kernels, see `litert`
 
 Multipliers of requantize and leaky relu have 8 bits only: the result is off by up to half a step
@@ -32,8 +35,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fuseq.quant.arithmetic.base import along
-from fuseq.quant.arithmetic.litert import LiteRt
+from fuseq.quant.arithmetic.base import Pair, along
+from fuseq.quant.arithmetic.litert import LiteRt, every_integer, round_half_away
 from fuseq.quant.grid import Grid
 
 
@@ -103,6 +106,68 @@ class XnnPack(LiteRt):
         """TANH."""
         return _table(x, grid, output_grid, torch.tanh)
 
+    def matmul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """BATCH_MATMUL: XNNPACK takes it where the zero point of the second operand is zero."""
+        if int(grid_b.zero_point) != 0:
+            return super().matmul(a, grid_a, b, grid_b, output_grid)
+        total = (a - grid_a.zero_point).double() @ b.double()
+        return self.requantize_accumulator(total, (grid_a, grid_b), output_grid, axis=-1)
+
+    def softmax(self, x: Tensor, grid: Grid, output_grid: Grid, dim: int) -> Tensor:
+        """SOFTMAX along the last dimension of the file."""
+        below = x.amax(dim, keepdim=True) - x
+        steps = torch.arange(grid.qmax - grid.qmin + 1, dtype=torch.float32, device=x.device)
+        exponential = torch.exp((steps * -grid.scale).double()).float()[below.long()]
+        total = sum(exponential.unbind(dim), torch.zeros((), device=x.device)).unsqueeze(dim)
+        share = exponential * (1 / (total * output_grid.scale))
+        return _saturate(round_half_away(share) + output_grid.zero_point, output_grid)
+
+    def interpolate_bilinear(
+        self,
+        x: Tensor,
+        grid: Grid,
+        output_grid: Grid,
+        *,
+        size: Pair | None,
+        scale_factor: tuple[float, float] | None,
+        align_corners: bool,
+    ) -> Tensor:
+        """RESIZE_BILINEAR, which knows the size only, and then QUANTIZE."""
+        if size is None:
+            assert scale_factor is not None
+            (high, wide), (down, across) = x.shape[2:], scale_factor
+            size = int(high * down), int(wide * across)
+        return self.requantize(_resized(x, size, align_corners), grid, output_grid)
+
+
+def _resized(x: Tensor, size: Pair, align_corners: bool) -> Tensor:
+    """Between four corners, `a * 2**11 + (b - a) * w` twice, weights `w` of 11 bits."""
+    (top, bottom, down), (left, right, across) = (
+        _corners(inputs, outputs, align_corners, x.device)
+        for inputs, outputs in zip(x.shape[2:], size, strict=True)
+    )
+    upper, lower = (
+        (row[..., left] << 11) + (row[..., right] - row[..., left]) * across
+        for row in (x[:, :, top], x[:, :, bottom])
+    )
+    total = (upper << 11) + (lower - upper) * down[:, None]
+    return (total + 2**21) >> 22
+
+
+def _corners(
+    inputs: int, outputs: int, align_corners: bool, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both input positions of every output position, and the weight of the second, of 2**11."""
+    shrink = int(align_corners and outputs != 1)
+    scale = torch.tensor(inputs - shrink, dtype=torch.float32) / (outputs - shrink)
+    position = torch.arange(outputs, dtype=torch.float32, device=device) * scale
+    if not align_corners:
+        position = position + (0.5 * scale - 0.5)
+    position = position.clamp(0, inputs - 1)
+    first = position.to(torch.int32)
+    weight = torch.round((position - first) * 2**11).to(torch.int32)
+    return first.long(), (first + 1).clamp(max=inputs - 1).long(), weight
+
 
 def _sum(a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid, sign: int) -> Tensor:
     ratio_a, ratio_b = (float(grid.scale / output_grid.scale) for grid in (grid_a, grid_b))
@@ -125,9 +190,8 @@ def _eighth(centered: Tensor, multiplier: Tensor, grid: Grid) -> Tensor:
 def _table(
     x: Tensor, grid: Grid, output_grid: Grid, function: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    every = torch.arange(grid.qmin, grid.qmax + 1, dtype=torch.int32, device=x.device)
     # In float64 first, so that the float32 value is the nearest one on every machine.
-    real = function(grid.dequantize(every).double()).float()
+    real = function(grid.dequantize(every_integer(grid, x)).double()).float()
     table = torch.round(real * (1 / output_grid.scale) + output_grid.zero_point)
     return _saturate(table, output_grid)[(x - grid.qmin).long()]
 
