@@ -5,7 +5,7 @@ recipe needs: stop the observers of activations, stop all of them, and convert t
 Weights are per channel, activations 8 bits per tensor (torch.ao's default of 7 bits for x86 is
 passed over: it costs up to 0.7 dB and buys nothing where there is VNNI).
 
-A peer that is not installed raises ImportError.
+The network it is given stays as it is. A peer that is not installed raises ImportError.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def pt2e(model: nn.Module, example: Tensor) -> Prepared:
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_qat=True))
     sizes = ({0: torch.export.Dim.DYNAMIC},)
-    exported = torch.export.export(model.train(), (example,), dynamic_shapes=sizes).module()
+    # An exported module shares its parameters with the one it was made of.
+    own = copy.deepcopy(model).train()
+    exported = torch.export.export(own, (example,), dynamic_shapes=sizes).module()
     prepared = quantize_pt2e.prepare_qat_pt2e(exported, quantizer)
     torchao.allow_exported_model_train_eval(prepared)
     prepared.train()
@@ -79,14 +81,18 @@ def _freezers(
 
 
 def brevitas(model: nn.Module, example: Tensor) -> Prepared:
-    """Brevitas with its defaults: learned scales that start from the statistics of 30 batches.
+    """Brevitas: learned scales of activations that start from the statistics of 40 batches.
 
-    Its scales learn until the end: nothing to freeze. Its simulation stands for what is deployed.
+    40 batches are the recipe's observing. By default it takes 300, and each batch until then has a
+    scale of its own: a run of 200 steps would never see the scales that ship. What is learned goes
+    on to the end: nothing to freeze. Its simulation stands for what is deployed.
     """
     layers = importlib.import_module("brevitas.nn")
     quantizers = importlib.import_module("brevitas.quant")
-    activation = {"act_quant": quantizers.Uint8ActPerTensorFloat}
-    signed = {"act_quant": quantizers.ShiftedUint8ActPerTensorFloat}
+    activation, signed = (
+        {"act_quant": getattr(quantizers, name).let(collect_stats_steps=40)}
+        for name in ("Uint8ActPerTensorFloat", "ShiftedUint8ActPerTensorFloat")
+    )
 
     class Quantized(nn.Module):
         """The fused student in brevitas' layers."""
