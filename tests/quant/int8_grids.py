@@ -1,4 +1,4 @@
-"""int8 grids, and all of their integers, for the tests of the default LiteRT arithmetic."""
+"""int8 grids, and all of their integers, for the tests of LiteRT's arithmetics."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ def same_on_all(
     grid: Grid,
     output: Grid,
     options: str = "",
+    kernels: str = "xnnpack",
     **fields: Any,
 ) -> bool:
     """Whether we and the runtime agree on all integers of a grid."""
     q = every_integer(grid)
     theirs = run(
-        code, [Operand(q, grid)], q.shape, output, kernels="xnnpack", options=options, **fields
+        code, [Operand(q, grid)], q.shape, output, kernels=kernels, options=options, **fields
     )
     return torch.equal(function(q, grid, output), theirs)

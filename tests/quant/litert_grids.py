@@ -18,10 +18,6 @@ def grid_near(random: np.random.Generator, scale: float, octaves: float = 3) -> 
     return Grid(torch.tensor(scale * factor, dtype=torch.float32), grid.zero_point, "int8")
 
 
-def fixed_grid(scale: float, zero_point: int, dtype: str = "int8") -> Grid:
-    return Grid(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), dtype)
-
-
 def random_weight(
     random: np.random.Generator, shape: tuple[int, ...], axis: int
 ) -> tuple[Tensor, Grid]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,8 @@ from torch import Tensor
 
 from fuseq.quant.arithmetic import TfliteReference
 from fuseq.quant.grid import Grid
-from tests.quant.litert_grids import fixed_grid, grid_near
+from tests.quant.int8_grids import grid_of
+from tests.quant.litert_grids import grid_near
 from tests.quant.qdq import any_grid, every_integer
 from tests.quant.single_ops import Operand, run
 
@@ -24,9 +24,8 @@ Ours = Callable[[Tensor, Grid, Grid], Tensor]
 UNARY: dict[str, tuple[Ours, str, Grid | None]] = {
     "requantize": (REFERENCE.requantize, "QUANTIZE", None),
     "relu": (REFERENCE.relu, "RELU", None),
-    "relu6": (lambda q, a, b: REFERENCE.clamp(q, a, b, 0.0, 6.0), "RELU6", None),
-    "sigmoid": (REFERENCE.sigmoid, "LOGISTIC", fixed_grid(1 / 256, -128)),
-    "tanh": (REFERENCE.tanh, "TANH", fixed_grid(1 / 128, 0)),
+    "sigmoid": (REFERENCE.sigmoid, "LOGISTIC", grid_of(1 / 256, -128)),
+    "tanh": (REFERENCE.tanh, "TANH", grid_of(1 / 128, 0)),
 }
 
 
@@ -36,8 +35,6 @@ UNARY: dict[str, tuple[Ours, str, Grid | None]] = {
 def test_functions_of_one_value(name: str, octaves: float, seed: int) -> None:
     """Ratios of scales of up to 2**40 included: shifts then wrap around."""
     ours, code, output_grid = UNARY[name]
-    if name == "relu6":
-        octaves = min(octaves, 20)  # 6 is more than 2**31 steps beyond
     random = np.random.default_rng(seed)
     grid = any_grid(random, "int8")
     output_grid = output_grid or grid_near(random, float(grid.scale), octaves)
@@ -57,19 +54,6 @@ def test_leaky_relu(slope: float, seed: int) -> None:
     operands = [Operand(q, grid)]
     theirs = run("LEAKY_RELU", operands, q.shape, output_grid, options="LeakyRelu", alpha=slope)
     assert torch.equal(ours, theirs)
-
-
-@SEEDS
-@pytest.mark.parametrize("code", ["MAXIMUM", "MINIMUM"])
-def test_clamp_is_a_maximum_and_a_minimum_on_its_grid(code: str, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    grid = any_grid(random, "int8")
-    bound = float(grid.scale) * random.uniform(-128, 128)
-    low, high = (bound, math.inf) if code == "MAXIMUM" else (-math.inf, bound)
-    q = every_integer(grid)
-    constant = Operand(grid.quantize(torch.tensor(bound)), grid, constant=True)
-    theirs = run(code, [Operand(q, grid), constant], q.shape, grid, options="MaximumMinimum")
-    assert torch.equal(REFERENCE.clamp(q, grid, grid, low, high), theirs)
 
 
 BINARY: dict[str, Any] = {

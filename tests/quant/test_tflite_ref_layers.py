@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fuseq.quant.arithmetic import TfliteReference
+from tests.quant.int8_grids import grid_of
 from tests.quant.litert_grids import (
     along_axis,
-    fixed_grid,
     grid_near,
     pair,
     random_bias,
@@ -23,7 +23,7 @@ from tests.quant.single_ops import integers as sizes
 
 REFERENCE = TfliteReference()
 SEEDS = pytest.mark.parametrize("seed", range(12))
-VALID, SAME = 1, 0
+VALID = 1
 
 
 @SEEDS
@@ -129,25 +129,6 @@ def test_product_of_matrices(seed: int) -> None:
     assert torch.equal(ours, theirs)
 
 
-@SEEDS
-@pytest.mark.parametrize("padded", [False, True])
-def test_average_pool(padded: bool, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    grid = any_grid(random, "int8")
-    kernel, stride = ((3, 3), (1, 1)) if padded else (pair(random, 1, 6), pair(random, 1, 4))
-    x = integers(random, (2, 3, 9, 8), grid)
-    ours = REFERENCE.average_pool(
-        x, grid, grid, kernel_size=kernel, stride=stride,
-        padding=(1, 1) if padded else (0, 0), count_include_pad=False,
-    )  # fmt: skip
-    theirs = run(
-        "AVERAGE_POOL_2D", [Operand(nhwc(x), grid)], nhwc(ours).shape, grid, options="Pool2D",
-        padding=SAME if padded else VALID, strideH=stride[0], strideW=stride[1],
-        filterHeight=kernel[0], filterWidth=kernel[1],
-    )  # fmt: skip
-    assert torch.equal(ours, nchw(theirs))
-
-
 def test_padding_that_counts_in_an_average_is_real_zero() -> None:
     random = np.random.default_rng(0)
     grid = any_grid(random, "int8")
@@ -198,7 +179,7 @@ def test_softmax(octaves: float, span: int, seed: int) -> None:
     grid = grid_near(random, 2.0**-4, octaves)
     shape = (2, int(random.integers(1, 60)), 5, 4)
     x = torch.from_numpy(random.integers(-128, span - 128, shape, dtype=np.int32))
-    output_grid = fixed_grid(1 / 256, -128)
+    output_grid = grid_of(1 / 256, -128)
     ours = REFERENCE.softmax(x, grid, output_grid, 1)
     operands = [Operand(nhwc(x), grid)]
     theirs = run("SOFTMAX", operands, nhwc(x).shape, output_grid, options="Softmax", beta=1.0)

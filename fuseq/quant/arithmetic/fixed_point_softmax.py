@@ -48,8 +48,8 @@ def softmax(x: Tensor, grid: Grid, dim: int) -> Tensor:
     Args:
         x: integers.
         grid: their grid; its scale is above `2**-26`, or the runtime aborts.
-        dim: along which the results add up to one; the exponentials to less than 4096, or the
-            runtime's sum overflows.
+        dim: along which the results add up to one; the exponentials to less than 512, or the
+            runtime aborts.
     """
     real = min(float(grid.scale) * 2 ** (31 - INPUT_BITS), 2.0**31 - 1)
     scale = multiplier_of(torch.tensor(real, dtype=torch.float64))

@@ -6,7 +6,6 @@ zero, results clamped to int8:
 
     conv, depthwise, transposed   z_y + acc * m,      m = s_x s_w / s_y
     linear                        z_y + away(acc s_x s_w / s_y), in float64
-    matmul                        z_y + acc * m,      m = float32(s_a s_b) / s_y
     add, sub                      z_y + (A +- B) * m,   A = 2**20 (a - z_a) * s_a / S, B alike
                                   m = S / (2**20 s_y),  S = 2 max(s_a, s_b)
     mul                           z_y + (a - z_a)(b - z_b) * m,   m = s_a s_b / s_y in float32
@@ -18,7 +17,7 @@ zero, results clamped to int8:
     bilinear                      weights of 10 bits; away(sum / 2**20); then requantize
     quantize                      z + away(fl(x / s))
     softmax                       see `fixed_point_softmax`
-    relu, clamps, average pool    see `litert`
+    anything else                 see `litert`
 
 Everything not said to be in float32 is in float64, where products and quotients of scales become
 fixed point. Not modelled: reals too large for an integer of 32 bits at the input, which C++ leaves
@@ -41,7 +40,7 @@ from torch import Tensor
 from fuseq.quant.arithmetic.base import Pair, along, exact_sum
 from fuseq.quant.arithmetic.fixed_point import Multiplier, multiplier_of, multiply
 from fuseq.quant.arithmetic.fixed_point_softmax import softmax
-from fuseq.quant.arithmetic.litert import LiteRt
+from fuseq.quant.arithmetic.litert import LiteRt, every_integer, round_half_away
 from fuseq.quant.grid import Grid
 
 
@@ -68,8 +67,7 @@ class TfliteReference(LiteRt):
         multiplier = multiplier_of(
             _accumulator_scale(accumulator, multiplicands, output_grid, axis)
         )
-        scaled = multiply(accumulator.long(), multiplier)
-        return _saturate(scaled + output_grid.zero_point, output_grid)
+        return _saturate(multiply(accumulator, multiplier) + output_grid.zero_point, output_grid)
 
     def linear(
         self,
@@ -86,13 +84,6 @@ class TfliteReference(LiteRt):
             total = total + bias.double()
         scaled = total * _accumulator_scale(total, (grid, weight_grid), output_grid, -1)
         return _saturate(round_half_away(scaled) + output_grid.zero_point, output_grid)
-
-    def matmul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
-        """BATCH_MATMUL."""
-        total = (a - grid_a.zero_point).double() @ (b - grid_b.zero_point).double()
-        real = (grid_a.scale * grid_b.scale).double() / output_grid.scale.double()
-        scaled = multiply(total.long(), multiplier_of(real))
-        return _saturate(scaled + output_grid.zero_point, output_grid)
 
     def add(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """ADD."""
@@ -166,12 +157,6 @@ class TfliteReference(LiteRt):
         return softmax(x, grid, dim)
 
 
-def round_half_away(real: Tensor) -> Tensor:
-    """Nearest integers, int64; halves go away from zero, what 32 bits do not hold to their ends."""
-    wide = real.double().clamp(-(2.0**31), 2.0**31 - 1)
-    return torch.copysign(torch.floor(wide.abs() + 0.5), wide).long()
-
-
 def _saturate(q: Tensor, grid: Grid) -> Tensor:
     return q.clamp(grid.qmin, grid.qmax).to(torch.int32)
 
@@ -210,8 +195,7 @@ def _table(
     x: Tensor, grid: Grid, output_grid: Grid, function: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """A function of one real, evaluated once per integer of the input grid."""
-    every = torch.arange(grid.qmin, grid.qmax + 1, dtype=torch.int32, device=x.device)
-    scaled = function(grid.dequantize(every)) * (1 / output_grid.scale)
+    scaled = function(grid.dequantize(every_integer(grid, x))) * (1 / output_grid.scale)
     table = _saturate(round_half_away(scaled) + output_grid.zero_point, output_grid)
     return table[(x - grid.qmin).long()]
 
