@@ -306,3 +306,46 @@ def test_bilinear(align_corners: bool, seed: int) -> None:
         options="ResizeBilinear", alignCorners=align_corners, halfPixelCenters=not align_corners,
     )  # fmt: skip
     assert torch.equal(ours, nchw(theirs))
+
+
+FAR = {"ADD": 2.0**-10.1, "SUB": 2.0**-10.1, "MUL": 2.0**-16.1}
+
+
+@SEEDS
+@pytest.mark.parametrize("code", FAR)
+@pytest.mark.parametrize("broadcast", ["none", "channel", "value", "map", "first"])
+def test_terms_too_small_for_xnnpack(code: str, broadcast: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    output, ratio = any_grid(random, "int8"), FAR[code] * 2.0 ** random.choice([0, -2, -5, -40])
+    if code == "MUL":
+        grid_a = any_grid(random, "int8")
+        grid_b = grid_of(float(output.scale) * ratio / float(grid_a.scale), 3)
+    else:
+        grid_a = near(random, output, 0.5, 2**11)
+        grid_b = grid_of(float(output.scale) * ratio, -20)
+        if seed % 2:
+            grid_a, grid_b = grid_b, grid_a
+    function = getattr(XNNPACK, code.lower())
+    _check_pair(code, function, random, grid_a, grid_b, output, broadcast)
+
+
+@SEEDS
+@pytest.mark.parametrize("ratio", [2.0**-60, 2.0**-9, 1 / 257, 2.0**7.1, 2.0**12])
+def test_a_requantize_too_far_for_xnnpack(ratio: float, seed: int) -> None:
+    """Its last integers, those beyond a multiple of 16, are rounded differently."""
+    random = np.random.default_rng(seed)
+    grid, output = grid_of(0.01, random.choice([20, 127])), grid_of(0.01 / ratio, -7)
+    q = integers(random, (1, 5, 13, 11), grid)
+    operands = [Operand(nhwc(q), grid)]
+    theirs = run("QUANTIZE", operands, nhwc(q).shape, output, options="Quantize")
+    assert torch.equal(XNNPACK.requantize(q, grid, output), nchw(theirs))
+
+
+@SEEDS
+@pytest.mark.parametrize("slope", [0.0, 0.001, -0.001, 200.0])
+def test_a_slope_too_far_for_xnnpack(slope: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, "int8")
+    output = near(random, grid, 2.0**-9, 2.0**9)
+    function = partial(XNNPACK.leaky_relu, negative_slope=slope)
+    assert same_on_all("LEAKY_RELU", function, grid, output, "LeakyRelu", alpha=slope)

@@ -19,11 +19,16 @@ halves to even, `>>` rounds down, `clamp` is to the limits of the output type.
     relu and the rest        LiteRT's own kernels, see `litert`
 
 Multipliers of requantize and leaky relu have 8 bits only: the result is off by up to half a step
-more than rounding needs. Sources: `src/microparams-init.c`, `src/qs8-vadd`, `src/qs8-vmul`,
-`src/qs8-vcvt`, `src/qs8-vlrelu`, `src/f32-qs8-vcvt`, `src/operators/{reduce-nd,
+more than rounding needs. Where scales are further apart than its multipliers reach, XNNPACK leaves
+the op to LiteRT, whose kernels then agree with the reference ones (a requantize nearly). Not beyond
+256, where sums and products overflow or end the process, and convolutions cannot be loaded: the
+grids that `solve` makes are not that fine.
+
+Sources: `src/microparams-init.c`, `src/qs8-vadd`, `src/qs8-vmul`, `src/qs8-vcvt`, `src/qs8-vlrelu`,
+`src/f32-qs8-vcvt`, `src/s8-ibilinear`, `src/indirection.c`, `src/operators/{reduce-nd,
 unary-elementwise-nc}.c`, `src/reference/unary-elementwise.cc` of github.com/google/XNNPACK
-(BSD-3-Clause), and what it is given in `tflite/delegates/xnnpack/xnnpack_delegate.cc` of
-github.com/google-ai-edge/LiteRT (Apache-2.0).
+(BSD-3-Clause); what it is given, and the softmax, are in `delegates/xnnpack/xnnpack_delegate.cc`
+and `kernels/internal/optimized` of github.com/google-ai-edge/LiteRT (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -36,8 +41,12 @@ import torch
 from torch import Tensor
 
 from fuseq.quant.arithmetic.base import Pair, along
+from fuseq.quant.arithmetic.fixed_point import divide_by_power, high_product, multiplier_of
 from fuseq.quant.arithmetic.litert import LiteRt, every_integer, round_half_away
+from fuseq.quant.arithmetic.tflite_ref import TfliteReference
 from fuseq.quant.grid import Grid
+
+_OWN = TfliteReference()
 
 
 class XnnPack(LiteRt):
@@ -66,18 +75,26 @@ class XnnPack(LiteRt):
     def requantize(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """QUANTIZE of integers."""
         ratio = grid.scale / output_grid.scale
+        if not 2**-8 <= ratio <= 2**7:
+            return _requantized_by_litert(x, grid, output_grid)
         return _eighth(x - grid.zero_point, _of_256(ratio), output_grid)
 
     def add(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """ADD."""
+        if not _near(grid_a, grid_b, output_grid):
+            return _OWN.add(a, grid_a, b, grid_b, output_grid)
         return _sum(a, grid_a, b, grid_b, output_grid, sign=1)
 
     def sub(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """SUB."""
+        if not _near(grid_a, grid_b, output_grid):
+            return _OWN.sub(a, grid_a, b, grid_b, output_grid)
         return _sum(a, grid_a, b, grid_b, output_grid, sign=-1)
 
     def mul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """MUL."""
+        if self.float32_multiplier((grid_a, grid_b), output_grid) < 2**-16:
+            return _OWN.mul(a, grid_a, b, grid_b, output_grid)
         product = (a - grid_a.zero_point) * (b - grid_b.zero_point)
         return self.requantize_accumulator(product, (grid_a, grid_b), output_grid, axis=-1)
 
@@ -92,10 +109,13 @@ class XnnPack(LiteRt):
 
     def leaky_relu(self, x: Tensor, grid: Grid, output_grid: Grid, negative_slope: float) -> Tensor:
         """LEAKY_RELU."""
-        ratio = grid.scale / output_grid.scale
-        slope = torch.tensor(negative_slope, dtype=torch.float32)
+        above = grid.scale / output_grid.scale
+        below = above * torch.tensor(negative_slope, dtype=torch.float32)
+        reached = 2**-8 <= above <= 2**7 and 2**-8 <= below.abs() and -(2**7) < below <= 2**7
+        if not reached:
+            return _OWN.leaky_relu(x, grid, output_grid, negative_slope)
         centered = x - grid.zero_point
-        multiplier = torch.where(centered > 0, _of_256(ratio), _of_256(ratio * slope))
+        multiplier = torch.where(centered > 0, _of_256(above), _of_256(below))
         return _eighth(centered, multiplier, output_grid)
 
     def sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
@@ -177,6 +197,26 @@ def _sum(a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid, si
     zero_points = int(grid_a.zero_point) * factor_a + int(grid_b.zero_point) * factor_b
     total = a * factor_a + b * factor_b + (2 ** (shift - 1) - zero_points)
     return _saturate((total >> shift) + output_grid.zero_point, output_grid)
+
+
+def _near(grid_a: Grid, grid_b: Grid, output_grid: Grid) -> bool:
+    """Whether XNNPACK takes a sum."""
+    ratios = (grid.scale / output_grid.scale for grid in (grid_a, grid_b))
+    return all(2**-10 <= ratio < 2**8 for ratio in ratios)
+
+
+def _requantized_by_litert(x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+    """In fixed point: 16 stored integers at a time with halves up, the rest with halves away."""
+    stored = x.permute(0, 2, 3, 1) if x.dim() == 4 else x
+    centered = (stored - grid.zero_point).reshape(-1).to(torch.int64)
+    multiplier = multiplier_of(grid.scale.double() / output_grid.scale.double())
+    left, right = multiplier.exponent.clamp(min=0), (-multiplier.exponent).clamp(min=0)
+    high = high_product(centered << left, multiplier.mantissa)
+    up = (high + ((torch.ones_like(right) << right) >> 1)) >> right
+    whole = len(centered) // 16 * 16
+    scaled = torch.cat((up[:whole], divide_by_power(high[whole:], right)))
+    result = _saturate(scaled + output_grid.zero_point, output_grid).reshape(stored.shape)
+    return result.permute(0, 3, 1, 2) if x.dim() == 4 else result
 
 
 def _of_256(ratio: Tensor) -> Tensor:
