@@ -17,6 +17,7 @@ import numpy as np
 
 from fuseq.errors import FuseqError
 from fuseq.program import Program
+from fuseq.quant.grid import Grid
 from fuseq.quant.profile import Profile
 
 
@@ -137,9 +138,25 @@ class Backend(ABC):
             FuseqError: FQ502 if the runtime is missing, FQ013 if it cannot read the file.
         """
 
+    def runners(self, file: Path) -> Mapping[str, Runner]:
+        """Every runtime that an int8 file must agree with, by the arithmetic of its kernels.
+
+        Raises:
+            FuseqError: as `runner`.
+        """
+        return {self.profile.arithmetic: self.runner(file)}
+
+    def interface_grid(self, grid: Grid) -> Grid | None:
+        """The grid on which a file takes or gives a value that is on `grid` inside.
+
+        Returns:
+            None where it takes and gives floats; the same reals in another dtype, or `grid`.
+        """
+        return None
+
     @property
-    def integer_io(self) -> bool:
-        """Whether the files take and give the integers of their grids instead of floats."""
+    def channels_last(self) -> bool:
+        """Whether images go into the files and come out with their channels last."""
         return False
 
     @property

@@ -112,7 +112,7 @@ def lower(
             )
         write_golden(program, stage / "golden.npz")
         kinds["golden.npz"] = "golden"
-        content = describe_lowering(start, program, data, result, float_ops, target.integer_io)
+        content = describe_lowering(start, program, data, result, float_ops, target)
         content["backend"] = target.name
         manifest = write_manifest(stage, kinds, content)
     return Bundle(out, manifest, result, program)

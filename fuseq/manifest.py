@@ -16,6 +16,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from fuseq.api import fusion_warnings, structure_counts
+from fuseq.backend import Backend
 from fuseq.equivalence.lowered import sizes
 from fuseq.equivalence.result import CheckResult
 from fuseq.program import Program
@@ -29,7 +30,7 @@ def describe_lowering(
     calibration: Iterable[Any] | None,
     result: CheckResult | None,
     runtime_float_ops: Mapping[str, int] | None,
-    integer_io: bool,
+    target: Backend,
 ) -> dict[str, Any]:
     """How a program came about, as the manifest tells it.
 
@@ -39,7 +40,7 @@ def describe_lowering(
         calibration: the data, read once more.
         result: of the checks, if they ran.
         runtime_float_ops: ops that the runtime computes in float, with their number, if known.
-        integer_io: whether the file takes and gives integers.
+        target: the backend that wrote the files.
     """
     islands = [
         name
@@ -54,8 +55,8 @@ def describe_lowering(
         "warnings": fusion_warnings(captured, program),
         "passes": [{"name": r.name, "rewrites": r.rewrites} for r in program.history],
         "calibration": None if calibration is None else describe_calibration(program, calibration),
-        "inputs": _interface(program, program.inputs(), program.input_names, integer_io),
-        "outputs": _outputs(program, integer_io),
+        "inputs": _interface(program, program.inputs(), program.input_names, target),
+        "outputs": _outputs(program, target),
         "float_islands": islands,
         "runtime_float_ops": None if runtime_float_ops is None else dict(runtime_float_ops),
         "checks": [
@@ -94,9 +95,9 @@ def write_golden(program: Program, file: Path) -> None:
     np.savez_compressed(file, **{name: tensor.numpy() for name, tensor in arrays.items()})  # type: ignore[arg-type]
 
 
-def _outputs(program: Program, integer_io: bool) -> list[dict[str, Any]]:
+def _outputs(program: Program, target: Backend) -> list[dict[str, Any]]:
     """Outputs; `rounded` says whether their integers depend on how a machine rounds floats."""
-    described = _interface(program, program.outputs(), program.output_names, integer_io)
+    described = _interface(program, program.outputs(), program.output_names, target)
     rounded = _rounded(program)
     for node, entry in zip(program.outputs(), described, strict=True):
         if "grid" in entry:
@@ -116,23 +117,28 @@ def _rounded(program: Program) -> set[str]:
 
 
 def _interface(
-    program: Program, nodes: Sequence[fx.Node], names: Sequence[str], integer_io: bool
+    program: Program, nodes: Sequence[fx.Node], names: Sequence[str], target: Backend
 ) -> list[dict[str, Any]]:
     described = []
     for index, (name, node) in enumerate(zip(names, nodes, strict=True)):
         shape = list(program.shape(node))
+        image, last = len(shape) == 4, target.channels_last
+        axes = (0, 2, 3, 1) if image and last else tuple(range(len(shape)))
         entry: dict[str, Any] = {
             "name": name,
-            "shape": shape,
+            "shape": [shape[axis] for axis in axes],
             "dtype": str(node.meta["dtype"]).removeprefix("torch."),
-            "layout": "NCHW" if len(shape) == 4 else None,
+            "layout": ("NHWC" if last else "NCHW") if image else None,
         }
         if node.op == "placeholder":
-            entry["free"] = [d for i, d in program.origin.dynamic if i == index]
+            free = [d for i, d in program.origin.dynamic if i == index]
+            entry["free"] = sorted(axes.index(d) for d in free)
         grid = program.quantization and program.quantization.grids.get(node.name)
         if grid:
+            edge = target.interface_grid(grid)
+            grid = edge or grid
             scale, zero_point = float(grid.scale), int(grid.zero_point)
-            entry["dtype"] = grid.dtype if integer_io else entry["dtype"]
+            entry["dtype"] = grid.dtype if edge else entry["dtype"]
             entry["grid"] = {"dtype": grid.dtype, "scale": scale, "zero_point": zero_point}
         described.append(entry)
     return described

@@ -131,6 +131,18 @@ def _silu(program: Program, node: fx.Node) -> None:
     node.replace_all_uses_with(product)
 
 
+def _hardsigmoid(program: Program, node: fx.Node) -> None:
+    """`hardsigmoid(x) = clamp(x + 3, 0, 6) / 6`."""
+    graph = program.graph
+    with graph.inserting_before(node):
+        raised = graph.call_function(torch.add, (node.args[0], 3.0))
+        cut = graph.call_function(torch.clamp, (raised,), {"min": 0.0, "max": 6.0})
+        scaled = graph.call_function(torch.mul, (cut, 1 / 6))
+    for step in (raised, cut, scaled):
+        step.meta = dict(node.meta)
+    node.replace_all_uses_with(scaled)
+
+
 def _instance_norm(program: Program, node: fx.Node) -> None:
     """`(x - mean) * rsqrt(variance + eps)`, then weight and bias as a depthwise 1x1 convolution.
 
@@ -167,5 +179,6 @@ def _affine(norm: nn.InstanceNorm2d) -> nn.Conv2d:
 
 _DECOMPOSITIONS: dict[str, Callable[[Program, fx.Node], None]] = {
     "silu": _silu,
+    "hardsigmoid": _hardsigmoid,
     "instance_norm": _instance_norm,
 }

@@ -20,6 +20,7 @@ from fuseq.backends.onnx.runner import OrtRunner, has_exact_u8s8
 from fuseq.backends.onnx.sized_ops import SIZED_OPS
 from fuseq.errors import FuseqError, first_line
 from fuseq.program import Program
+from fuseq.quant.grid import Grid
 from fuseq.quant.profile import Profile
 
 _LAYERS = frozenset({"conv2d", "conv_transpose2d", "linear", "requantize", "constant", "shape"})
@@ -130,7 +131,7 @@ class OnnxBackend(Backend):
                 name="quantized",
                 opset=opset,
                 dynamic=self.dynamic,
-                integer_io=self.integer_io,
+                integer_io=self.io == "integer",
             )
             (out / "model.int8.qdq.onnx").write_bytes(_serialized(model))
             files.append(Artifact("model.int8.qdq.onnx", "int8"))
@@ -145,10 +146,9 @@ class OnnxBackend(Backend):
         """As the option `dynamic` says."""
         return not self.dynamic
 
-    @property
-    def integer_io(self) -> bool:
+    def interface_grid(self, grid: Grid) -> Grid | None:
         """As the option `io` says."""
-        return self.io == "integer"
+        return grid if self.io == "integer" else None
 
     def doctor(self) -> list[Tool]:
         """Versions, and whether this CPU runs int8 exactly."""

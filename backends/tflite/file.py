@@ -33,6 +33,7 @@ TYPES = {
 }
 
 VERSIONS: Mapping[str, Mapping[str, int]] = {
+    "ABS": {"float32": 1},
     "ADD": {"float32": 1, "int8": 2, "int16": 4},
     "AVERAGE_POOL_2D": {"float32": 1, "int8": 2, "int16": 3},
     "BATCH_MATMUL": {"float32": 1, "int8": 2, "int16": 3},
@@ -42,10 +43,12 @@ VERSIONS: Mapping[str, Mapping[str, int]] = {
     "DEPTH_TO_SPACE": {"float32": 1, "int8": 1},
     "DEQUANTIZE": {"int8": 2, "int16": 3, "uint8": 1},
     "DIV": {"float32": 1},
+    "EXP": {"float32": 1},
     "FULLY_CONNECTED": {"float32": 1, "int8": 4, "int16": 7},
     "GELU": {"float32": 1, "int8": 2},
     "HARD_SWISH": {"float32": 1, "int8": 1},
     "LEAKY_RELU": {"float32": 1, "int8": 2, "int16": 2},
+    "LOG": {"float32": 1},
     "LOGISTIC": {"float32": 1, "int8": 2, "int16": 3},
     "MAXIMUM": {"float32": 1, "int8": 2, "int16": 4},
     "MAX_POOL_2D": {"float32": 1, "int8": 2, "int16": 3},
@@ -53,6 +56,7 @@ VERSIONS: Mapping[str, Mapping[str, int]] = {
     "MINIMUM": {"float32": 1, "int8": 2, "int16": 4},
     "MIRROR_PAD": {"float32": 1, "int8": 2, "int16": 3},
     "MUL": {"float32": 1, "int8": 2, "int16": 4},
+    "NEG": {"float32": 1},
     "PAD": {"float32": 1, "int8": 2, "int16": 3},
     "PADV2": {"float32": 1, "int8": 2, "int16": 3},
     "PRELU": {"float32": 1, "int8": 1},
@@ -65,6 +69,7 @@ VERSIONS: Mapping[str, Mapping[str, int]] = {
     "RSQRT": {"float32": 1, "int8": 2},
     "SOFTMAX": {"float32": 1, "int8": 2, "int16": 3},
     "SPACE_TO_DEPTH": {"float32": 1, "int8": 2},
+    "SQRT": {"float32": 1},
     "STRIDED_SLICE": {"float32": 1, "int8": 2, "int16": 4},
     "SUB": {"float32": 1, "int8": 2, "int16": 5},
     "TANH": {"float32": 1, "int8": 2, "int16": 3},
@@ -78,12 +83,16 @@ class File:
     """Tensors and operators of one graph, in the order they were added."""
 
     def __init__(self) -> None:
-        """Start an empty graph."""
+        """Start an empty graph.
+
+        `dtypes`, `grids` and `shapes` hold those of each tensor, as stored, by its index.
+        """
         self.graph = schema.SubGraphT()
         self.graph.tensors, self.graph.operators, self.graph.name = [], [], "main"
         self.codes: list[Any] = []
         self.buffers: list[Any] = [_buffer(b"")]  # buffer 0 is empty by the schema's convention
         self.dtypes: list[str] = []
+        self.grids: list[Grid | None] = []
         self.shapes: list[tuple[int, ...]] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], int] = {}
         self._taken: set[str] = set()
@@ -124,8 +133,13 @@ class File:
             tensor.quantization.quantizedDimension = grid.axis or 0
         self.graph.tensors.append(tensor)
         self.dtypes.append(dtype)
+        self.grids.append(grid)
         self.shapes.append(tuple(shape))
         return len(self.graph.tensors) - 1
+
+    def like(self, index: int, name: str, shape: Sequence[int]) -> int:
+        """Add a tensor with the dtype and the grid of another, and a shape of its own."""
+        return self.tensor(name, shape, self.dtypes[index], self.grids[index])
 
     def constant(self, name: str, array: Array, grid: Grid | None = None) -> int:
         """Add a tensor with content; `grid.axis` is a dimension of the array as stored."""
@@ -133,6 +147,11 @@ class File:
         self.buffers.append(_buffer(np.ascontiguousarray(array).tobytes()))
         self.graph.tensors[index].buffer = len(self.buffers) - 1
         return index
+
+    def name(self, index: int) -> str:
+        """Name of a tensor."""
+        name: str = self.graph.tensors[index].name
+        return name
 
     def integers(self, *values: int | Sequence[int]) -> int:
         """An int32 constant (paddings, axes, sizes); equal ones are one tensor."""

@@ -13,13 +13,16 @@ from fuseq.backend import Runner
 from fuseq.equivalence.compare import parity
 from fuseq.equivalence.float_sums import allowed_steps
 from fuseq.equivalence.result import Check, Divergence
-from fuseq.equivalence.sides import interface_of
+from fuseq.equivalence.sides import integers_of, interface_of
 from fuseq.program import Program
 from fuseq.quant.executor import execute
 
 
 def file_parity(
-    program: Program, runner: Runner, inputs: tuple[Tensor, ...]
+    program: Program,
+    runner: Runner,
+    inputs: tuple[Tensor, ...],
+    arithmetic: str | None = None,
 ) -> tuple[Check, Divergence | None]:
     """Every integer the runtime computes against our executor's, as `integer_parity` compares them.
 
@@ -27,6 +30,7 @@ def file_parity(
         program: quantized.
         runner: of the int8 file.
         inputs: float32, fed to both.
+        arithmetic: of the runtime's kernels; the profile's own by default.
 
     Returns:
         The check, and the first value in execution order that breaks its gate.
@@ -39,11 +43,15 @@ def file_parity(
     outputs = zip(program.outputs(), interface.outputs, runner(*feeds), strict=True)
     for node, grid, output in outputs:
         if grid is not None:
-            real = torch.from_numpy(output)
-            shown[node.name] = output if _is_integer(output) else grid.quantize(real).numpy()
+            shown[node.name] = integers_of(output, grid)
+    own = program.quantization.profile.arithmetic
+    arithmetic = arithmetic or own
+    name = "parity" if arithmetic == own else f"parity-{arithmetic}"
     size = "x".join(map(str, inputs[0].shape))
-    pair = f"{program.quantization.profile.arithmetic} executor <-> {runner.runtime}"
-    return integer_parity(f"parity-{size}", pair, program, shown, inputs, note=runner.note)
+    pair = f"{arithmetic} executor <-> {runner.runtime}"
+    return integer_parity(
+        f"{name}-{size}", pair, program, shown, inputs, note=runner.note, arithmetic=arithmetic
+    )
 
 
 def integer_parity(
@@ -54,6 +62,7 @@ def integer_parity(
     inputs: tuple[Tensor, ...],
     *,
     note: str = "",
+    arithmetic: str | None = None,
 ) -> tuple[Check, Divergence | None]:
     """Integers that something computed against our executor's, op by op.
 
@@ -70,12 +79,13 @@ def integer_parity(
         shown: integers by value name.
         inputs: float32, which they were computed from.
         note: remark to keep with the result.
+        arithmetic: ours; the profile's own by default.
 
     Returns:
         The check, and the first value in execution order that breaks its gate.
     """
     given = {name: torch.from_numpy(np.asarray(q).astype(np.int32)) for name, q in shown.items()}
-    execution = execute(program, inputs, given=given)
+    execution = execute(program, inputs, arithmetic, given=given)
     common = [node for node in program.graph.nodes if node.name in execution.integers]
     common = [node for node in common if node.name in shown]
     steps = {
@@ -138,7 +148,3 @@ def _largest_step(ours: np.ndarray, theirs: np.ndarray) -> int:
     if ours.shape != theirs.shape:
         return 2**31
     return int(np.abs(ours.astype(np.int64) - theirs.astype(np.int64)).max(initial=0))
-
-
-def _is_integer(array: np.ndarray) -> bool:
-    return bool(np.issubdtype(array.dtype, np.integer))

@@ -74,19 +74,19 @@ def check_lowered(
     checks += _float32(start, fused, backend.runner(files["float"]) if "float" in files else None)
     divergence: Divergence | None = None
     if program.quantization is not None:
-        runner = backend.runner(files["int8"]) if "int8" in files else None
+        runners = backend.runners(files["int8"]) if "int8" in files else {}
+        runner = next(iter(runners.values()), None)
         checks.append(
             _quantized_fidelity(fused, program, data or [program.example_inputs], evaluate, runner)
         )
         if runner and runner.parameters():
             check, divergence = table_parity(program, runner)
             checks.append(check)
-        fitting = [inputs for inputs in sizes(program) if runner and _fits(runner, inputs)]
-        for inputs in fitting:
-            assert runner is not None
-            check, first = file_parity(program, runner, inputs)
-            checks.append(check)
-            divergence = divergence or first
+        for arithmetic, each in runners.items():
+            for inputs in (inputs for inputs in sizes(program) if _fits(each, inputs)):
+                check, first = file_parity(program, each, inputs, arithmetic)
+                checks.append(check)
+                divergence = divergence or first
     return CheckResult(tuple(checks), divergence)
 
 

@@ -24,7 +24,7 @@ from fuseq.bundle import MANIFEST, Bundle, read_bundle
 from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.executor import execute
-from fuseq.quant.grid import Grid
+from fuseq.quant.grid import LIMITS, Grid
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,8 @@ class Interface:
         """Integers where the file has no quantizer of its own, floats as they are elsewhere."""
         grids = self.inputs or (None,) * len(arrays)
         return [
-            grid.quantize(torch.from_numpy(x)).numpy().astype(dtype)
-            if grid and dtype == grid.dtype
+            grid.shifted_to(dtype).quantize(torch.from_numpy(x)).numpy().astype(dtype)
+            if grid and dtype in LIMITS
             else x
             for grid, dtype, x in zip(grids, runner.dtypes, arrays, strict=True)
         ]
@@ -192,11 +192,19 @@ class Interface:
         """Reals of integer outputs."""
         grids = self.outputs or (None,) * len(outputs)
         return [
-            grid.dequantize(torch.from_numpy(y.astype(np.int32))).numpy()
-            if grid and np.issubdtype(y.dtype, np.integer)
+            grid.dequantize(torch.from_numpy(integers_of(y, grid).astype(np.int32))).numpy()
+            if grid and str(y.dtype) in LIMITS
             else y
             for grid, y in zip(grids, outputs, strict=True)
         ]
+
+
+def integers_of(output: np.ndarray, grid: Grid) -> np.ndarray:
+    """Integers, on a grid, of what a file gives: reals, or integers of as many bits."""
+    if str(output.dtype) not in LIMITS:
+        return grid.quantize(torch.from_numpy(output)).numpy()
+    shift = grid.qmin - LIMITS[str(output.dtype)][0]
+    return output.astype(np.int32) + shift if shift else output
 
 
 def interface_of(program: Program) -> Interface:

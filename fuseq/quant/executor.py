@@ -178,10 +178,10 @@ class IntegerInterpreter(fx.Interpreter):
             return self.rounded_once(node, grid)
         if node.name in self.table.absorbed.values():
             return source
-        if name in self.table.profile.same_grid:
-            return Quantized(self.move(node, source), grid)
         if name in _KERNELS:
             return Quantized(_KERNELS[name](self, node, grid), grid)
+        if name in self.table.profile.same_grid:
+            return Quantized(self.move(node, source), grid)
         return self.rounded_once(node, grid)
 
     def rounded_once(self, node: fx.Node, grid: Grid) -> Quantized:

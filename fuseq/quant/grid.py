@@ -96,6 +96,11 @@ class Grid:
         scale, zero_point = self._shaped(q)
         return (q - zero_point).float() * scale
 
+    def shifted_to(self, dtype: str) -> Grid:
+        """The same reals on a dtype of as many bits: zero point and integers are shifted."""
+        shift = LIMITS[dtype][0] - self.qmin
+        return Grid(self.scale, self.zero_point + shift, dtype, self.axis)
+
     def repeated(self, times: int) -> Grid:
         """The grid of all groups of a weight whose groups share the scales of one."""
         if times == 1:

@@ -20,7 +20,8 @@ class Profile:
         integer: ops with an integer kernel and a free output grid.
         float_inside: ops that take and give integers but compute in float between them (a lookup
             table, or dequantize -> op -> quantize).
-        same_grid: ops whose output has its input's grid (they move or select values).
+        same_grid: ops whose output has its input's grid: they move or select values, or average
+            them in a kernel that keeps the scale.
         tied_inputs: ops whose inputs must be on the output's grid; `legalize` puts a requantize on
             each input edge, so that a value with other users keeps its own grid.
         absorbed: activation -> producers that compute it on their accumulator; the value between

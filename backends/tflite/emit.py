@@ -1,0 +1,251 @@
+"""Translate a program to a TFLite file: float, or integers from the program's quantization table.
+
+A value on a grid is one int8 or int16 tensor that carries the grid's scale and zero point, under
+the value's name. Where a node runs in float between such values, DEQUANTIZE and QUANTIZE stand at
+its edges. A value that a later activation absorbs has no tensor of its own: the layer writes the
+activation's, whose grid saturates where the activation cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fuseq import ops
+from fuseq.backends.tflite.arrangement import reshaped, reshaped_value, stored_axes, stored_shape
+from fuseq.backends.tflite.file import Array, File
+from fuseq.backends.tflite.forms import FORMS, Site
+from fuseq.backends.tflite.layers import Stored, Weights, as_metadata, write_layer
+from fuseq.backends.tflite.order import block_orders
+from fuseq.program import Program
+from fuseq.quant.grid import Grid
+from fuseq.quant.structure import flat_arguments
+
+
+def to_tflite(
+    program: Program, edge: Callable[[Grid], Grid | None], layout: str, resizable: bool
+) -> bytes:
+    """TFLite file of a program.
+
+    Args:
+        program: float or quantized, at fixed sizes.
+        edge: grid on which the file takes or gives a value of a grid, or None for floats.
+        layout: "nhwc" or "nchw": of inputs and outputs of four dimensions.
+        resizable: height and width of the inputs may be changed, as far as the program allows.
+
+    Returns:
+        The same bytes every time.
+    """
+    return _Emitter(program, edge, layout, resizable).run()
+
+
+class _Emitter:
+    def __init__(
+        self,
+        program: Program,
+        edge: Callable[[Grid], Grid | None],
+        layout: str,
+        resizable: bool,
+    ) -> None:
+        self.program, self.file = program, File()
+        self.edge, self.layout, self.resizable = edge, layout, resizable
+        table = program.quantization
+        self.grids: Mapping[str, Grid] = table.grids if table else {}
+        self.integers: Mapping[str, Tensor] = table.integers if table else {}
+        self.integer: frozenset[str] = table.integer if table else frozenset()
+        self.absorbed: Mapping[str, str] = table.absorbed if table else {}
+        self.blocks = block_orders(program)
+        self.tensors: dict[fx.Node, int] = {}  # on its grid where a value has one
+        self.reals: dict[fx.Node, int] = {}  # the same values in float
+        self.stored: dict[str, Stored] = {}
+
+    def run(self) -> bytes:
+        inputs = {}
+        for name, node in zip(self.program.input_names, self.program.inputs(), strict=True):
+            inputs[name] = self._input(name, node)
+        for node in self.program.graph.nodes:
+            if node.op not in ("placeholder", "output", "get_attr"):
+                self._node(node)
+        outputs: dict[str, int] = {}
+        for name, node in zip(self.program.output_names, self.program.outputs(), strict=True):
+            outputs[name] = self._output(name, node, {*inputs.values(), *outputs.values()})
+        return self.file.serialized(inputs, outputs, self._metadata())
+
+    def _metadata(self) -> dict[str, Any]:
+        """What readers of the file need to compare it with the program, value by value."""
+        values = {self._name(node): index for node, index in self.tensors.items()}
+        blocks = {self._name(node): block for node, block in self.blocks.items()}
+        return {
+            "format": 1,
+            "layout": self.layout,
+            "values": {
+                name: self.file.name(index) for name, index in values.items() if name in self.grids
+            },
+            "block_order": {name: block for name, block in blocks.items() if name in self.grids},
+            "constants": as_metadata(self.stored),
+        }
+
+    # --- interface ---
+
+    def _input(self, name: str, node: fx.Node) -> int:
+        shape, grid = self.program.shape(node), self._grid(node)
+        free = [d for i, d in self.program.origin.dynamic if self._is_input(i, node)]
+        axes = stored_axes(len(shape)) if self.layout == "nhwc" else tuple(range(len(shape)))
+        outside = [shape[axis] for axis in axes]
+        open_axes = [axes.index(d) for d in free] if self.resizable else []
+        kind, edge = self._edge(node)
+        first = self.file.tensor(name, outside, kind, edge, free=open_axes)
+        index = first
+        if outside != list(stored_shape(shape)):
+            index = self.file.like(first, f"{name}.nhwc", stored_shape(shape))
+            axes = stored_axes(len(shape))
+            self.file.op("TRANSPOSE", [first, self.file.integers(*axes)], index, "Transpose")
+        if grid is not None and edge != grid:
+            index = self._moved(index, node.name, grid)
+        self.tensors[node] = index
+        return first
+
+    def _is_input(self, position: int, node: fx.Node) -> bool:
+        return self.program.inputs()[position] is node
+
+    def _edge(self, node: fx.Node) -> tuple[str, Grid | None]:
+        """Dtype and grid with which the caller gives or takes a value."""
+        grid = self._grid(node)
+        edge = self.edge(grid) if grid else None
+        if edge is not None:
+            return edge.dtype, edge
+        return str(node.meta["dtype"]).removeprefix("torch."), None
+
+    def _output(self, name: str, node: fx.Node, taken: set[int]) -> int:
+        index, grid = self.tensors[node], self._grid(node)
+        shape = self.program.shape(node)
+        _, edge = self._edge(node)
+        if grid is not None and edge != grid:
+            index = self._dequantized(node) if edge is None else self._moved(index, name, edge)
+        if self.layout == "nchw" and stored_shape(shape) != tuple(shape):
+            turned = self.file.like(index, f"{name}.nchw", shape)
+            axes = np.argsort(stored_axes(len(shape))).tolist()
+            index = self.file.op(
+                "TRANSPOSE", [index, self.file.integers(*axes)], turned, "Transpose"
+            )
+        if index in taken:  # an input, or another output: a tensor of its own
+            index = reshaped(self.file, index, self.file.like(index, name, self.file.shapes[index]))
+        return index
+
+    # --- nodes ---
+
+    def _node(self, node: fx.Node) -> None:
+        name = ops.name_of(self.program, node)
+        if node.name in self.absorbed.values():
+            self.tensors[node] = self.tensors[node.all_input_nodes[0]]
+        elif name == "requantize":
+            self._requantize(node)
+        elif node.name in self.integer:
+            value = self._name(node)
+            self.tensors[node] = self._computed(node, name, value, self.grids[value])
+        else:
+            grid = self._grid(node)
+            result = self._computed(node, name, node.name + ".float" * (grid is not None), None)
+            self.tensors[node] = result if grid is None else self._moved(result, node.name, grid)
+
+    def _requantize(self, node: fx.Node) -> None:
+        source, grid = node.all_input_nodes[0], self._grid(node)
+        index = self.tensors[source]
+        same = grid is None or grid == self._grid(source)
+        self.tensors[node] = index if same or grid is None else self._moved(index, node.name, grid)
+
+    def _computed(self, node: fx.Node, name: str, result: str, grid: Grid | None) -> int:
+        dtype = grid.dtype if grid else "float32"
+        shape = self.program.shape(node)
+        output = self.file.tensor(result, stored_shape(shape), dtype, grid)
+        module = self.program.get(node) if node.op == "call_module" else None
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            source = node.all_input_nodes[0]
+            self.stored |= write_layer(
+                self.file,
+                module,
+                self._weights(node, module, grid),
+                self._value(source, grid),
+                output,
+                self.blocks.get(source, 0),
+                self.blocks.get(node, 0),
+            )
+            return output
+        deep = node if name == "pixel_unshuffle" else next(iter(node.all_input_nodes), node)
+        inputs = [self._operand(node, arg, grid) for arg in flat_arguments(node)]
+        FORMS[name](Site(self.file, self.program, node, inputs, output, deep in self.blocks))
+        return output
+
+    def _operand(self, node: fx.Node, arg: Any, grid: Grid | None) -> int:
+        rank = len(self.program.shape(node))
+        if not isinstance(arg, fx.Node):
+            return self._constant(f"{node.name}.operand", torch.tensor(float(arg)), rank, grid)
+        if arg.op == "get_attr":
+            return self._constant(arg.name, self.program.constant(arg), rank, grid)
+        index, shape = self._value(arg, grid), self.program.shape(arg)
+        if ops.name_of(self.program, node) == "matmul" or len(shape) in (0, rank) or rank < 4:
+            return index
+        raised = (1,) * (rank - len(shape)) + tuple(shape)  # broadcasts as torch does
+        wide = self.file.like(index, f"{arg.name}.raised", stored_shape(raised))
+        return reshaped_value(self.file, index, shape, raised, wide)
+
+    def _constant(self, name: str, real: Tensor, rank: int, grid: Grid | None) -> int:
+        """A constant operand of a value with `rank` dimensions."""
+        frozen = grid is not None and name in self.integers
+        tensor = self.integers[name] if frozen else real.detach().float()
+        own = self.grids[name] if frozen else None
+        array: Array = tensor.numpy().astype(own.dtype if own else np.float32)
+        shape = array.shape
+        axes = tuple(range(array.ndim))
+        if array.ndim and rank >= 4:
+            axes = stored_axes(rank)
+            array = array.reshape((1,) * (rank - array.ndim) + shape).transpose(axes)
+        if own is not None:
+            self.stored[name] = Stored(axes, shape=shape)
+        return self.file.constant(name, array, own)
+
+    def _weights(self, node: fx.Node, layer: Any, grid: Grid | None) -> Weights:
+        path = str(node.target)
+        if grid is None:
+            bias = None if layer.bias is None else _array(layer.bias)
+            return Weights(path, _array(layer.weight), bias)
+        names = (f"{path}.weight", f"{path}.bias")
+        frozen = [self.integers[name].numpy() if name in self.integers else None for name in names]
+        assert frozen[0] is not None
+        return Weights(path, frozen[0], frozen[1], self.grids[names[0]], self.grids.get(names[1]))
+
+    # --- grids ---
+
+    def _name(self, node: fx.Node) -> str:
+        """Name of a node's value in the table."""
+        return self.absorbed.get(node.name, node.name)
+
+    def _grid(self, node: fx.Node) -> Grid | None:
+        return self.grids.get(self._name(node))
+
+    def _value(self, node: fx.Node, grid: Grid | None) -> int:
+        """A value for an op that computes on grids, or in float where `grid` is None."""
+        return self._dequantized(node) if grid is None else self.tensors[node]
+
+    def _dequantized(self, node: fx.Node) -> int:
+        index = self.tensors[node]
+        if self._grid(node) is None:
+            return index
+        if node not in self.reals:
+            shape = self.file.shapes[index]
+            real = self.file.tensor(f"{node.name}.dequantized", shape, "float32")
+            self.reals[node] = self.file.op("DEQUANTIZE", [index], real, "Dequantize")
+        return self.reals[node]
+
+    def _moved(self, index: int, name: str, grid: Grid) -> int:
+        moved = self.file.tensor(name, self.file.shapes[index], grid.dtype, grid)
+        return self.file.op("QUANTIZE", [index], moved, "Quantize")
+
+
+def _array(tensor: Tensor) -> Array:
+    array: Array = tensor.detach().float().numpy()
+    return array

@@ -1,0 +1,62 @@
+"""Which values have their channels in block order, so that a pixel shuffle is one operator.
+
+The permutation costs nothing where it moves into the weights of the convolution that makes the
+deep side of a pixel shuffle, through ops that treat all channels alike; or, for a pixel unshuffle,
+into the weights of the convolutions that read it. See `arrangement` for the order itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from fuseq import ops
+from fuseq.program import Program
+
+_ALIKE = frozenset(
+    "relu clamp leaky_relu sigmoid tanh hardswish hardsigmoid silu gelu requantize".split()
+)
+
+
+def block_orders(program: Program) -> dict[fx.Node, int]:
+    """Nodes whose stored channels are in block order, with the factor of their pixel shuffle.
+
+    16-bit values are left out: DEPTH_TO_SPACE has no kernel for them.
+    """
+    found: dict[fx.Node, int] = {}
+    for node in program.graph.nodes:
+        name = ops.name_of(program, node)
+        if name == "pixel_shuffle":
+            factor: Any = node.kwargs["upscale_factor"]
+            found |= dict.fromkeys(_makers(program, node), factor)
+        elif name == "pixel_unshuffle":
+            factor = node.kwargs["downscale_factor"]
+            if all(_mixes_channels(program, user) for user in node.users):
+                found[node] = factor
+    return found
+
+
+def _makers(program: Program, shuffle: fx.Node) -> list[fx.Node]:
+    """From the operand of a pixel shuffle back to the convolution that makes it."""
+    chain = []
+    node = shuffle.all_input_nodes[0]
+    while len(node.users) == 1 and not _is_wide(program, node):
+        chain.append(node)
+        if _mixes_channels(program, node):
+            return chain
+        if ops.name_of(program, node) not in _ALIKE:
+            break
+        node = node.all_input_nodes[0]
+    return []
+
+
+def _mixes_channels(program: Program, node: fx.Node) -> bool:
+    layer = program.get(node) if node.op == "call_module" else None
+    return isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.groups == 1
+
+
+def _is_wide(program: Program, node: fx.Node) -> bool:
+    table = program.quantization
+    grid = table.grids.get(node.name) if table else None
+    return grid is not None and grid.dtype == "int16"
