@@ -12,14 +12,14 @@ from torch import fx
 
 from fuseq import ops
 from fuseq.backend import Artifact, Backend, Refusal, Runner, Tool
-from fuseq.backends.onnx import foreign
-from fuseq.backends.onnx.emit import to_onnx
-from fuseq.backends.onnx.float_ops import FLOAT_OPS
-from fuseq.backends.onnx.graph import DTYPES
 from fuseq.backends.onnx.runner import OrtRunner, has_exact_u8s8
-from fuseq.backends.onnx.sized_ops import SIZED_OPS
 from fuseq.errors import FuseqError, first_line
 from fuseq.program import Program
+from fuseq.qdq import foreign
+from fuseq.qdq.emit import to_onnx
+from fuseq.qdq.float_ops import FLOAT_OPS
+from fuseq.qdq.graph import DTYPES
+from fuseq.qdq.sized_ops import SIZED_OPS
 from fuseq.quant.grid import Grid
 from fuseq.quant.profile import Profile
 

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import fx
 
-from fuseq.backends.onnx.graph import Graph
 from fuseq.program import Program
+from fuseq.qdq.graph import Graph
 
 Size: TypeAlias = Callable[[Any], str]
 Rule: TypeAlias = Callable[[Graph, Program, fx.Node, str, Size], str]

@@ -26,8 +26,8 @@ import numpy.typing as npt
 from onnx import TensorProto
 from torch import fx, nn
 
-from fuseq.backends.onnx.graph import Graph
 from fuseq.program import Program
+from fuseq.qdq.graph import Graph
 from fuseq.quant.grid import Grid
 
 

@@ -21,11 +21,11 @@ from onnx import helper
 from torch import Tensor, fx, nn
 
 from fuseq import ops
-from fuseq.backends.onnx import foreign, instance_norm
-from fuseq.backends.onnx.float_ops import FLOAT_OPS, conv_attributes
-from fuseq.backends.onnx.graph import DTYPES, Graph
-from fuseq.backends.onnx.sized_ops import SIZED_OPS
 from fuseq.program import Program
+from fuseq.qdq import foreign, instance_norm
+from fuseq.qdq.float_ops import FLOAT_OPS, conv_attributes
+from fuseq.qdq.graph import DTYPES, Graph
+from fuseq.qdq.sized_ops import SIZED_OPS
 from fuseq.quant.grid import Grid
 from fuseq.quant.structure import flat_arguments
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx, nn
 
-from fuseq.backends.onnx import instance_norm
-from fuseq.backends.onnx.graph import Graph
 from fuseq.program import Program
+from fuseq.qdq import instance_norm
+from fuseq.qdq.graph import Graph
 
 Rule: TypeAlias = Callable[[Graph, Program, fx.Node, Sequence[str]], str]
 

@@ -20,8 +20,8 @@ import torch
 from onnx import numpy_helper
 from torch import fx, nn
 
-from fuseq.backends.onnx.graph import Graph
 from fuseq.program import Program
+from fuseq.qdq.graph import Graph
 
 EXPORTER_OPSET = 18
 
