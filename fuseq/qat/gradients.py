@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from fuseq.quant.arithmetic.base import Pair
-from fuseq.quant.grid import LIMITS
-
-WEIGHT_LIMITS = (-127, 127)
+from fuseq.quant.grid import Grid
 
 
 def rounded(v: Tensor, limits: Pair, given: Tensor | None = None) -> Tensor:
@@ -32,39 +30,6 @@ def rounded(v: Tensor, limits: Pair, given: Tensor | None = None) -> Tensor:
         given: the integers to return, of the same shape, where another rule of rounding made them.
     """
     result: Tensor = _Round.apply(v, limits, given)  # type: ignore[no-untyped-call]
-    return result
-
-
-def rounded_layer(
-    weight: Tensor, weight_scale: Tensor, bias: Tensor, bias_scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Integers of a weight and a bias, with straight-through gradients for these two.
-
-    Args:
-        weight: float32.
-        weight_scale: of a shape that broadcasts to it.
-        bias: float32 `[O]`.
-        bias_scale: float64 `[O]`, since int32 is wider than float32 is exact.
-
-    Returns:
-        Integers in float32 and in float64.
-    """
-    weight, bias = _RoundLayer.apply(weight, weight_scale, bias, bias_scale)  # type: ignore[no-untyped-call]
-    return weight, bias
-
-
-def requantized(
-    total: Tensor, multiplier: Tensor, limits: Pair, extremes: list[Tensor] | None
-) -> Tensor:
-    """`clamp(rint(multiplier * total), *limits)`, in the memory of `total`, which is lost.
-
-    Args:
-        total: float32.
-        multiplier: broadcasts to it; gets no gradient.
-        limits: smallest and largest centered integer.
-        extremes: gets the smallest and largest product, `[2]`, if given.
-    """
-    result: Tensor = _Requantize.apply(total, multiplier, limits, extremes)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -103,59 +68,13 @@ class _Round(torch.autograd.Function):
     def forward(ctx: Any, v: Tensor, limits: Pair, given: Tensor | None) -> Tensor:
         steps = v.round()
         clamped = steps.clamp(*limits)
-        ctx.save_for_backward(_inside(steps, clamped))
+        ctx.save_for_backward(uncut(steps, clamped))
         return clamped if given is None else given
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
-        return _where(inside, gradients[0]), None, None
-
-
-class _RoundLayer(torch.autograd.Function):
-    """`_Round` of `weight / weight_scale` and `bias / bias_scale`, as one node of the graph.
-
-    A network of small layers spends more time between operations than in them.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, weight_scale: Tensor, bias: Tensor, bias_scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        steps = (weight / weight_scale).round_()
-        clamped = steps.clamp(*WEIGHT_LIMITS)
-        ctx.save_for_backward(_inside(steps, clamped), weight_scale, bias_scale)
-        return clamped, (bias / bias_scale).round_().clamp_(*LIMITS["int32"])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        inside, weight_scale, bias_scale = ctx.saved_tensors
-        weight = _where(inside, gradients[0]).div_(weight_scale)
-        return weight, None, (gradients[1] / bias_scale).float(), None
-
-
-class _Requantize(torch.autograd.Function):
-    """`clamp(rint(multiplier * total), low, high)`, computed in the memory of `total`.
-
-    Of all that training adds to a float convolution this is what costs, and most of the cost is
-    new memory; so none is taken but for the result, and a byte an element for the backward pass.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, total: Tensor, multiplier: Tensor, limits: Pair, extremes: list[Tensor] | None
-    ) -> Tensor:
-        total.mul_(multiplier)
-        if extremes is not None:
-            extremes.append(ends(total))
-        clamped = total.round_().clamp(*limits)
-        ctx.save_for_backward(_inside(total, clamped), multiplier)
-        return clamped
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        inside, multiplier = ctx.saved_tensors
-        return _where(inside, gradients[0]).mul_(multiplier), None, None, None
+        return passed(inside, gradients[0]), None, None
 
 
 class _Sum(torch.autograd.Function):
@@ -184,7 +103,7 @@ class _Sum(torch.autograd.Function):
                 extremes.append(ends(steps))
             clamped = steps.clamp(*limits)
             target.copy_(clamped)
-            kept.copy_(_inside(steps, clamped))
+            kept.copy_(uncut(steps, clamped))
         ctx.save_for_backward(inside)
         ctx.ratios, ctx.shapes = ratios, (a.shape, b.shape)
         return result
@@ -192,9 +111,9 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
-        passed = _where(inside, gradients[0])
-        a = (passed * ctx.ratios[0]).sum_to_size(ctx.shapes[0])
-        b = passed.mul_(ctx.ratios[1]).sum_to_size(ctx.shapes[1])
+        gradient = passed(inside, gradients[0])
+        a = (gradient * ctx.ratios[0]).sum_to_size(ctx.shapes[0])
+        b = gradient.mul_(ctx.ratios[1]).sum_to_size(ctx.shapes[1])
         return a, b, None, None, None, None
 
 
@@ -205,7 +124,13 @@ def ends(values: Tensor) -> Tensor:
     return torch.stack(values.aminmax())
 
 
-def _inside(steps: Tensor, clamped: Tensor) -> Tensor:
+def limits(grid: Grid) -> Pair:
+    """Smallest and largest centered integer of a grid."""
+    zero_point = int(grid.zero_point)
+    return grid.qmin - zero_point, grid.qmax - zero_point
+
+
+def uncut(steps: Tensor, clamped: Tensor) -> Tensor:
     """A byte for each element, 1 where nothing was cut; overwrites `steps`.
 
     On CPUs a conversion to bool takes half the time of a comparison.
@@ -213,9 +138,10 @@ def _inside(steps: Tensor, clamped: Tensor) -> Tensor:
     return steps.sub_(clamped).to(torch.bool).logical_not_().view(torch.uint8)
 
 
-def _where(inside: Tensor, gradient: Tensor) -> Tensor:
+def passed(kept: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient where `uncut` gave 1, zero elsewhere."""
     # A product of two dtypes would take memory for a converted copy besides that of the result.
-    return inside.to(gradient.dtype).mul_(gradient)
+    return kept.to(gradient.dtype).mul_(gradient)
 
 
 class _Instead(torch.autograd.Function):

@@ -27,12 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuseq.qat.gradients import ends, instead, requantized, rounded, summed
-from fuseq.quant.arithmetic.base import Arithmetic, Pair, along, exact_sum
+from fuseq.qat.gradients import ends, limits, rounded, summed
+from fuseq.qat.weighted import Convolution, learned_sum, weighted
+from fuseq.quant.arithmetic.base import Arithmetic, Pair, along
 from fuseq.quant.grid import Grid
-
-EXACT = 2**24
-"""float32 holds every integer up to here."""
 
 
 class _Endless(Grid):
@@ -47,12 +45,6 @@ class _Endless(Grid):
     def qmax(self) -> int:
         """Far above every sum that is not cut anyway."""
         return 2**30
-
-
-def limits(grid: Grid) -> Pair:
-    """Smallest and largest centered integer of a grid."""
-    zero_point = int(grid.zero_point)
-    return grid.qmin - zero_point, grid.qmax - zero_point
 
 
 class StraightThrough(Arithmetic):
@@ -93,16 +85,9 @@ class StraightThrough(Arithmetic):
             arguments = (exact, multiplicands, output_grid, axis)
             kernel = partial(self.arithmetic.requantize_accumulator, *arguments)
             return self._through(real, output_grid, kernel)
-        total, multiplier = accumulator.float(), along(multiplier, accumulator, axis)
-        if multiplier.requires_grad:
-            v = total * multiplier
-            self._observe(v, output_grid.scale)
-            return rounded(v, limits(output_grid))
-        found: list[Tensor] | None = None if self.extremes is None else []
-        result = requantized(total, multiplier, limits(output_grid), found)
-        if self.extremes is not None and found:
-            self.extremes.append(found[0] * output_grid.scale)
-        return result
+        v = accumulator.float() * along(multiplier, accumulator, axis)
+        self._observe(v, output_grid.scale)
+        return rounded(v, limits(output_grid))
 
     def convolve(
         self,
@@ -118,13 +103,9 @@ class StraightThrough(Arithmetic):
         dilation: Pair = (1, 1),
         groups: int = 1,
     ) -> Tensor:
-        """Convolution; weight and bias are integers held in float32 and float64."""
-        total = _exact_sum(
-            lambda c, w, b: F.conv2d(c, w, b, stride, padding, dilation, groups),
-            (x, grid, weight, bias),
-            axis=1,
-        )
-        return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=1)
+        """Convolution; weight and bias are reals."""
+        convolution = Convolution(stride, padding, dilation, groups=groups)
+        return self._weighted(convolution, x, weight, bias, (grid, weight_grid, output_grid))
 
     def convolve_transposed(
         self,
@@ -142,14 +123,8 @@ class StraightThrough(Arithmetic):
         groups: int = 1,
     ) -> Tensor:
         """Transposed convolution; weight and bias as for `convolve`."""
-        options = (stride, padding, output_padding, groups, dilation)
-        total = _exact_sum(
-            lambda c, w, b: F.conv_transpose2d(c, w.transpose(0, 1), b, *options),
-            (x, grid, weight.transpose(0, 1), bias),
-            axis=1,
-        )
-        scales = (grid, weight_grid.repeated(groups))
-        return self.requantize_accumulator(total, scales, output_grid, axis=1)
+        convolution = Convolution(stride, padding, dilation, True, output_padding, groups)
+        return self._weighted(convolution, x, weight, bias, (grid, weight_grid, output_grid))
 
     def linear(
         self,
@@ -160,9 +135,11 @@ class StraightThrough(Arithmetic):
         bias: Tensor | None,
         output_grid: Grid,
     ) -> Tensor:
-        """Linear layer; weight and bias as for `convolve`."""
-        total = _exact_sum(F.linear, (x, grid, weight, bias), axis=-1)
-        return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=-1)
+        """Linear layer: a convolution of one column, its rows being all but the last dimension."""
+        column = x.reshape(1, -1, x.shape[-1], 1).transpose(1, 2)
+        grids = (grid, weight_grid, output_grid)
+        result = self._weighted(Convolution(), column, weight[:, :, None, None], bias, grids)
+        return result.transpose(1, 2).reshape(*x.shape[:-1], -1)
 
     def matmul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """Product of two activations."""
@@ -342,6 +319,20 @@ class StraightThrough(Arithmetic):
         """`exp(x) / sum exp(x)` along `dim`."""
         return self._unary("softmax", lambda real: real.softmax(dim), x, grid, output_grid, dim=dim)
 
+    def _weighted(
+        self,
+        convolution: Convolution,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        grids: tuple[Grid, Grid, Grid],
+    ) -> Tensor:
+        if not any(grid.scale.requires_grad for grid in grids):
+            return weighted(convolution, x, weight, bias, grids, self.arithmetic, self.extremes)
+        total = learned_sum(convolution, x, weight, bias, grids[:2])
+        multiplicands = convolution.multiplicands(*grids[:2])
+        return self.requantize_accumulator(total, multiplicands, grids[2], axis=1)
+
     def _unary(
         self,
         name: str,
@@ -390,29 +381,3 @@ def _centered_sum(
 ) -> Tensor:
     q = arithmetic.add(_integers(a, grid_a), grid_a, _integers(b, grid_b), grid_b, output_grid)
     return q.sub_(output_grid.zero_point)
-
-
-def _exact_sum(
-    function: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    operands: tuple[Tensor, Grid, Tensor, Tensor | None],
-    axis: int,
-) -> Tensor:
-    """Weighted sums of integers, exact: in float32 where that holds them, else by way of float64.
-
-    Decided from the weights, for each layer and step: `sum|w| max|c| + |b| <= 2**24` bounds every
-    partial sum of a channel.
-    """
-    x, grid, weight, bias = operands
-    low, high = limits(grid)
-    largest, constant = max(-low, high), 0.0 if bias is None else float(bias.detach().abs().max())
-    total = function(x, weight, None if bias is None else bias.float())
-    if weight[0].numel() * 127 * largest + constant <= EXACT:  # whatever the weights are
-        return total
-    bound = weight.detach().abs().flatten(1).sum(1).max().double() * largest + constant
-    if float(bound) <= EXACT:
-        return total
-    with torch.no_grad():
-        exact = exact_sum(lambda c, w: function(c, w, None), x.to(torch.int32), weight, grid)
-        if bias is not None:
-            exact = exact + along(bias, exact, axis)
-    return instead(total, exact)

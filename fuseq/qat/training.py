@@ -15,13 +15,12 @@ from torch import Tensor, fx, nn
 
 from fuseq.errors import FuseqError
 from fuseq.program import Program
-from fuseq.qat.gradients import WEIGHT_LIMITS, rounded, rounded_layer
-from fuseq.qat.straight_through import StraightThrough, limits
+from fuseq.qat.gradients import limits, rounded
+from fuseq.qat.straight_through import StraightThrough
 from fuseq.quant.arithmetic import ARITHMETICS
-from fuseq.quant.arithmetic.base import along
 from fuseq.quant.calibrate import used_interval
 from fuseq.quant.executor import IntegerInterpreter, Quantized
-from fuseq.quant.grid import LIMITS, Grid, bias_grid
+from fuseq.quant.grid import Grid
 from fuseq.quant.solve import Layer
 from fuseq.quant.structure import Structure, bounds
 from fuseq.quant.table import QuantizationTable
@@ -114,19 +113,10 @@ class TrainingRunner(IntegerInterpreter):
         return Quantized(rounded(real().float() / grid.scale, limits(grid)), grid)
 
     def parameters(self, node: fx.Node) -> tuple[Tensor, Grid, Tensor | None]:
-        """Integers of a layer's weight, its grid, and the integers of its bias."""
+        """A layer's weight and bias as they are, and the grid of the weight."""
         layer: Any = self.program.get(node)
         source = self.env[node.all_input_nodes[0]].grid
-        grid = self.weight_grid(str(node.target), layer, source)
-        scale = along(grid.scale, layer.weight, grid.axis or 0)
-        if layer.bias is None:
-            return rounded(layer.weight / scale, WEIGHT_LIMITS), grid, None
-        bias_scale = bias_grid(source, grid, layer.bias).scale.double()
-        if scale.requires_grad or bias_scale.requires_grad:
-            bias = rounded(layer.bias.double() / bias_scale, LIMITS["int32"])
-            return rounded(layer.weight / scale, WEIGHT_LIMITS), grid, bias
-        weight, bias = rounded_layer(layer.weight, scale, layer.bias, bias_scale)
-        return weight, grid, bias
+        return layer.weight, self.weight_grid(str(node.target), layer, source), layer.bias
 
 
 def used_intervals(program: Program, structure: Structure) -> dict[str, tuple[str, float, float]]:

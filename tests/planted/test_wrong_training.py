@@ -15,8 +15,9 @@ from fuseq import plugins
 from fuseq.equivalence.integers import file_parity, table_parity
 from fuseq.program import Program
 from fuseq.qat import QatModel
+from fuseq.qat.gradients import limits
 from fuseq.qat.model import STILL_OBSERVING
-from fuseq.qat.straight_through import StraightThrough, limits
+from fuseq.qat.straight_through import StraightThrough
 from fuseq.quant.grid import Grid
 from tests.qat.networks import batches, prepared, steps
 
