@@ -109,11 +109,10 @@ def resolved(
 ) -> Mapping[str, Grid]:
     """Widen the grids of sums, means and products that are finer than integer kernels can fill.
 
-    Steps of a sum below 1/128 of those of a term would resolve nothing but the term's rounding
-    noise, and kernels multiply by the ratio of the steps: one that is not below 256 they refuse, or
-    answer with noise. A product of two integers, up to 2**16, is multiplied by `s_a s_b / s_y`:
-    from 2**31 on it is cut at the wrong end. (A sum or product that is always zero, as that of a
-    dead channel or of `x - x`, has the smallest of scales.)
+    Steps below 1/128 of those of a term of a sum, or of the smallest product of two integers, would
+    resolve nothing but rounding noise. Kernels multiply by the ratio of the steps: one of 256 or
+    more they refuse, or answer with noise, and from `2**22` on the integers of any op overflow.
+    (A result that is always zero, as a dead channel or `x - x`, has the smallest of scales.)
 
     Args:
         program: float program the structure belongs to.
@@ -142,11 +141,21 @@ def _members(program: Program, structure: Structure) -> dict[str, list[fx.Node]]
     return members
 
 
+_PRODUCTS = frozenset(("mul", "matmul", "conv2d", "conv_transpose2d", "linear"))
+
+_FINEST = {
+    **dict.fromkeys(("add", "sub", "mean", *_PRODUCTS), 2**-7),
+    "hardswish": 2**-6,
+    **dict.fromkeys(("relu", "clamp", "leaky_relu", "prelu"), 2**-20),
+}
+"""Smallest step of a result, as a share of the steps of its operand or of their product."""
+
+
 def _smallest_scales(
     program: Program, structure: Structure, node: fx.Node, chosen: Mapping[str, Grid]
 ) -> list[Tensor]:
     name = ops.name_of(program, node)
-    if name not in ("add", "sub", "mean", "mul"):
+    if name not in _FINEST:
         return []
     grids = []
     for arg in flat_arguments(node):
@@ -155,9 +164,12 @@ def _smallest_scales(
         elif isinstance(arg, float) or (isinstance(arg, fx.Node) and arg.op == "get_attr"):
             grids.append(_constant_grid(program, node, arg, structure))
     scales = [grid.scale for grid in grids if grid is not None]
-    if name == "mul":
-        return [scales[0] * scales[1] * 2**-14] if len(scales) == 2 else []
-    return [scale * 2**-7 for scale in scales]
+    layer = program.get(node) if node.op == "call_module" else None
+    if isinstance(layer, Layer):
+        scales.append(layer.weight.detach().abs().amax().cpu() / 127)
+    if name in _PRODUCTS:
+        return [scales[0] * scales[1] * _FINEST[name]] if len(scales) == 2 else []
+    return [scale * _FINEST[name] for scale in scales]
 
 
 def weight_grid(module: Layer, profile: Profile, input_scale: Tensor) -> Grid:

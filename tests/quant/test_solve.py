@@ -198,15 +198,32 @@ def test_sums_and_means_take_no_steps_finer_than_their_terms_allow(
 
 
 @pytest.mark.parametrize("seen", [(0.0, 0.0), (0.0, 1e-7), (-1e-6, 1e-9)])
-def test_products_take_no_steps_that_overflow_int32(seen: tuple[float, float]) -> None:
-    """From 2**31 steps on ONNX Runtime's QLinearMul gives the other end of the grid."""
+def test_products_take_no_steps_finer_than_those_of_their_integers(
+    seen: tuple[float, float],
+) -> None:
+    """XNNPACK loads no convolution that multiplies by 256, and LiteRT answers wrongly from there.
+
+    From 2**31 steps on ONNX Runtime's QLinearMul gives the other end of the grid.
+    """
     table = solved(
         lambda m, x: (m.conv(x) * x[:, :1], x * 2.5, x * 1e-9),
-        {"mul": seen, "mul_1": seen, "mul_2": seen},
+        {"conv": seen, "mul": seen, "mul_1": seen, "mul_2": seen},
     )
     largest = {"mul": "conv", "mul_1": "mul_1.operand", "mul_2": "mul_2.operand"}
-    for name, factor in largest.items():
-        product = table.grids["x"].scale * table.grids[factor].scale * 255**2
-        assert float(product / table.grids[name].scale) < 2**31
+    for name, factor in {"conv": "conv.weight", **largest}.items():
+        product = table.grids["x"].scale * table.grids[factor].scale
+        assert float((product / table.grids[name].scale).max()) < 256
     ordinary = solved(lambda m, x: x * x, {"mul": (-1.0, 1.0)})
     assert ordinary.grids["mul"] == affine_grid(-1.0, 1.0, "uint8")
+    absorbed = solved(lambda m, x: torch.relu(m.conv(x)), {"relu": (0.0, 0.0)}).grids
+    multiplier = absorbed["x"].scale * absorbed["conv.weight"].scale / absorbed["relu"].scale
+    assert float(multiplier.max()) < 256
+
+
+@pytest.mark.parametrize("activation", [F.relu, F.hardswish, F.leaky_relu])
+def test_activations_that_are_always_zero_keep_their_integers_below_32_bits(
+    activation: Callable[[Tensor], Tensor],
+) -> None:
+    table = solved(lambda m, x: activation(x), {activation.__name__: (0.0, 0.0)})
+    ratio = table.grids["x"].scale / table.grids[activation.__name__].scale
+    assert 1 < float(ratio) <= (64 if activation is F.hardswish else 2**20)
