@@ -64,8 +64,29 @@ def multiply(x: Tensor, multiplier: Multiplier) -> Tensor:
     """
     shifted = x.to(torch.int64)
     if (multiplier.exponent > 0).any():
-        shifted = _low_bits(shifted << (multiplier.exponent.clamp(min=0) & 31))
+        shifted = low_bits(shifted << (multiplier.exponent.clamp(min=0) & 31))
     return divide_by_power(high_product(shifted, multiplier.mantissa), -multiplier.exponent)
+
+
+def multiply_wide(x: Tensor, multiplier: Multiplier) -> Tensor:
+    """`x * m` of a wide sum: the mantissa is rounded to 15 bits, the product once, halves up.
+
+    LiteRT's `MultiplyByQuantizedMultiplier` of 64-bit integers.
+
+    Args:
+        x: integers, `abs(x) < 2**47`.
+        multiplier: not negative, of exponents up to 7, broadcast against `x`.
+    """
+    mantissa = (multiplier.mantissa + 2**15 >> 16).clamp(max=2**15 - 1)
+    shift = 15 - multiplier.exponent
+    return x.to(torch.int64) * mantissa + (torch.ones_like(shift) << shift - 1) >> shift
+
+
+def multiply_halves_up(x: Tensor, multiplier: Multiplier) -> Tensor:
+    """`x * m` in two roundings, halves up in both; arguments as those of `multiply`."""
+    high = high_product(x.to(torch.int64) << multiplier.exponent.clamp(min=0), multiplier.mantissa)
+    exponent = (-multiplier.exponent).clamp(min=0)
+    return high + ((torch.ones_like(exponent) << exponent) >> 1) >> exponent
 
 
 def high_product(a: Tensor, b: Tensor) -> Tensor:
@@ -81,6 +102,6 @@ def divide_by_power(x: Tensor, exponent: Tensor) -> Tensor:
     return (x + half - ((x < 0) & (exponent > 0)).to(x.dtype)) >> exponent
 
 
-def _low_bits(x: Tensor) -> Tensor:
+def low_bits(x: Tensor) -> Tensor:
     """The 32 low bits, as signed integers."""
     return (x + 2**31 & 2**32 - 1) - 2**31

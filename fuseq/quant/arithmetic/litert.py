@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -81,8 +82,7 @@ class LiteRt(Arithmetic, ABC):
 
     def gelu(self, x: Tensor, grid: Grid, output_grid: Grid, approximate: str) -> Tensor:
         """GELU."""
-        function = _gelu if approximate == "none" else _gelu_by_tanh
-        real = function(grid.dequantize(every_integer(grid, x)))
+        real = gelu_of(approximate)(grid.dequantize(every_integer(grid, x)))
         table = round_half_away(real * (1 / output_grid.scale))
         return _saturate(table + output_grid.zero_point, output_grid)[(x - grid.qmin).long()]
 
@@ -150,6 +150,11 @@ def every_integer(grid: Grid, like: Tensor) -> Tensor:
 
 def _saturate(q: Tensor, grid: Grid) -> Tensor:
     return q.clamp(grid.qmin, grid.qmax).to(torch.int32)
+
+
+def gelu_of(approximate: str) -> Callable[[Tensor], Tensor]:
+    """Float32 GELU, `approximate` as torch's."""
+    return _gelu if approximate == "none" else _gelu_by_tanh
 
 
 def _gelu(x: Tensor) -> Tensor:

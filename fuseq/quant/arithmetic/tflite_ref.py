@@ -1,8 +1,8 @@
-"""LiteRT's reference kernels on int8: integers throughout.
+"""LiteRT's reference kernels on int8 and int16: integers throughout.
 
 What `OpResolverType.BUILTIN_REF` runs. With `m` a real in fixed point and `*` the product of two
 roundings that `fixed_point` explains, `z` zero points, `s` scales, `away` rounding halves away from
-zero, results clamped to int8:
+zero, results clamped:
 
     conv, depthwise, transposed   z_y + acc * m,      m = s_x s_w / s_y
     linear                        z_y + away(acc s_x s_w / s_y), in float64
@@ -18,6 +18,10 @@ zero, results clamped to int8:
     quantize                      z + away(fl(x / s))
     softmax                       see `fixed_point_softmax`
     anything else                 see `litert`
+
+With activations of 16 bits terms of a sum are at 2**-15; matmul and depthwise convolutions, whose
+bias has 64 bits, multiply by 15 bits (`multiply_wide`), and functions interpolate tables
+(`interpolated_functions`). Sums of other convolutions wrap around at 32 bits.
 
 Everything not said to be in float32 is in float64, where products and quotients of scales become
 fixed point. Not modelled: reals too large for an integer of 32 bits at the input, which C++ leaves
@@ -37,10 +41,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuseq.quant.arithmetic.base import Pair, along, exact_sum
-from fuseq.quant.arithmetic.fixed_point import Multiplier, multiplier_of, multiply
+from fuseq.quant.arithmetic import interpolated_functions
+from fuseq.quant.arithmetic.base import Arithmetic, Pair, along, exact_sum
+from fuseq.quant.arithmetic.fixed_point import (
+    Multiplier,
+    low_bits,
+    multiplier_of,
+    multiply,
+    multiply_wide,
+)
 from fuseq.quant.arithmetic.fixed_point_softmax import softmax
-from fuseq.quant.arithmetic.litert import LiteRt, every_integer, round_half_away
+from fuseq.quant.arithmetic.litert import LiteRt, every_integer, gelu_of, round_half_away
 from fuseq.quant.grid import Grid
 
 
@@ -48,6 +59,11 @@ class TfliteReference(LiteRt):
     """LiteRT's reference kernels."""
 
     name: ClassVar[str] = "tflite-ref"
+    sum_bits: ClassVar[int] = 20
+
+    def between(self, op: str, *grids: Grid) -> Arithmetic:
+        """Kernels of 16 bits differ here and there."""
+        return _SIXTEEN if any(grid.dtype == "int16" for grid in grids) else self
 
     def quantize(self, real: Tensor, grid: Grid) -> Tensor:
         """QUANTIZE of floats."""
@@ -64,10 +80,9 @@ class TfliteReference(LiteRt):
         self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
     ) -> Tensor:
         """Output stage of CONV_2D, DEPTHWISE_CONV_2D and TRANSPOSE_CONV."""
-        multiplier = multiplier_of(
-            _accumulator_scale(accumulator, multiplicands, output_grid, axis)
-        )
-        return _saturate(multiply(accumulator, multiplier) + output_grid.zero_point, output_grid)
+        scale = _accumulator_scale(accumulator, multiplicands, output_grid, axis)
+        scaled = multiply(low_bits(accumulator.long()), multiplier_of(scale))
+        return _saturate(scaled + output_grid.zero_point, output_grid)
 
     def linear(
         self,
@@ -87,11 +102,11 @@ class TfliteReference(LiteRt):
 
     def add(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """ADD."""
-        return _sum(a, grid_a, b, grid_b, output_grid, torch.add)
+        return _sum(a, grid_a, b, grid_b, output_grid, torch.add, self.sum_bits)
 
     def sub(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """SUB."""
-        return _sum(a, grid_a, b, grid_b, output_grid, torch.sub)
+        return _sum(a, grid_a, b, grid_b, output_grid, torch.sub, self.sum_bits)
 
     def mul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """MUL."""
@@ -157,6 +172,78 @@ class TfliteReference(LiteRt):
         return softmax(x, grid, dim)
 
 
+class TfliteReference16(TfliteReference):
+    """LiteRT's reference kernels where activations have 16 bits and weights 8."""
+
+    inexact: ClassVar[frozenset[str]] = frozenset({"gelu"})
+    sum_bits: ClassVar[int] = 15
+
+    def convolve(
+        self,
+        x: Tensor,
+        grid: Grid,
+        weight: Tensor,
+        weight_grid: Grid,
+        bias: Tensor | None,
+        output_grid: Grid,
+        *,
+        stride: Pair = (1, 1),
+        padding: Pair = (0, 0),
+        dilation: Pair = (1, 1),
+        groups: int = 1,
+    ) -> Tensor:
+        """CONV_2D with a bias of 32 bits; DEPTHWISE_CONV_2D, whose bias has 64 here."""
+        depthwise = groups > 1 and weight.shape[1] == 1
+        convolve = _WIDE.convolve if depthwise else super().convolve
+        return convolve(
+            x, grid, weight, weight_grid, bias, output_grid,
+            stride=stride, padding=padding, dilation=dilation, groups=groups,
+        )  # fmt: skip
+
+    def matmul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
+        """BATCH_MATMUL, summed in 64 bits."""
+        multiplier = multiplier_of((grid_a.scale * grid_b.scale).double() / output_grid.scale)
+        return _saturate(multiply_wide(a.double() @ b.double(), multiplier), output_grid)
+
+    def sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """LOGISTIC, whose grid is always the same."""
+        return interpolated_functions.sigmoid(x, grid)
+
+    def tanh(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """TANH, whose grid is always the same."""
+        return interpolated_functions.tanh(x, grid)
+
+    def gelu(self, x: Tensor, grid: Grid, output_grid: Grid, approximate: str) -> Tensor:
+        """GELU."""
+        return interpolated_functions.interpolated(x, grid, output_grid, gelu_of(approximate))
+
+    def rsqrt(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """RSQRT; the runtime refuses to compute that of a negative value."""
+
+        def function(real: Tensor) -> Tensor:
+            root = real.double().sqrt().float()
+            return torch.where(real > 0, 1 / root, 32767 * output_grid.scale)
+
+        return interpolated_functions.interpolated(x, grid, output_grid, function)
+
+    def softmax(self, x: Tensor, grid: Grid, output_grid: Grid, dim: int) -> Tensor:
+        """SOFTMAX, whose grid is always the same."""
+        return interpolated_functions.softmax(x, grid, dim)
+
+
+class _Wide(TfliteReference):
+    """Sums of 64 bits."""
+
+    def requantize_accumulator(
+        self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
+    ) -> Tensor:
+        scale = _accumulator_scale(accumulator, multiplicands, output_grid, axis)
+        return _saturate(multiply_wide(accumulator, multiplier_of(scale)), output_grid)
+
+
+_SIXTEEN, _WIDE = TfliteReference16(), _Wide()
+
+
 def _saturate(q: Tensor, grid: Grid) -> Tensor:
     return q.clamp(grid.qmin, grid.qmax).to(torch.int32)
 
@@ -180,13 +267,14 @@ def _sum(
     grid_b: Grid,
     output_grid: Grid,
     operation: Callable[[Tensor, Tensor], Tensor],
+    bits: int,
 ) -> Tensor:
     scale = 2 * torch.maximum(grid_a.scale, grid_b.scale).double()
     terms = (
-        multiply((q - grid.zero_point) << 20, multiplier_of(grid.scale / scale))
+        multiply((q - grid.zero_point) << bits, multiplier_of(grid.scale / scale))
         for q, grid in ((a, grid_a), (b, grid_b))
     )
-    multiplier = multiplier_of(scale / (2**20 * output_grid.scale.double()))
+    multiplier = multiplier_of(scale / (2**bits * output_grid.scale.double()))
     scaled = multiply(operation(*terms), multiplier)
     return _saturate(scaled + output_grid.zero_point, output_grid)
 

@@ -40,19 +40,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fuseq.quant.arithmetic.base import Pair, along
+from fuseq.quant.arithmetic.base import Arithmetic, Pair, along
 from fuseq.quant.arithmetic.fixed_point import divide_by_power, high_product, multiplier_of
 from fuseq.quant.arithmetic.litert import LiteRt, every_integer, round_half_away
+from fuseq.quant.arithmetic.litert_default_16 import LiteRtDefault16
 from fuseq.quant.arithmetic.tflite_ref import TfliteReference
 from fuseq.quant.grid import Grid
 
-_OWN = TfliteReference()
+_OWN, _SIXTEEN = TfliteReference(), LiteRtDefault16()
 
 
 class XnnPack(LiteRt):
     """The default LiteRT interpreter on x86-64."""
 
     name: ClassVar[str] = "xnnpack"
+
+    def between(self, op: str, *grids: Grid) -> Arithmetic:
+        """XNNPACK takes 8 bits only."""
+        return _SIXTEEN if any(grid.dtype == "int16" for grid in grids) else self
 
     def quantize(self, real: Tensor, grid: Grid) -> Tensor:
         """QUANTIZE of floats; what is not a number becomes the largest integer."""
@@ -74,6 +79,8 @@ class XnnPack(LiteRt):
 
     def requantize(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """QUANTIZE of integers."""
+        if "int16" in (grid.dtype, output_grid.dtype):
+            return _SIXTEEN.requantize(x, grid, output_grid)
         ratio = grid.scale / output_grid.scale
         if not 2**-8 <= ratio <= 2**7:
             return _requantized_by_litert(x, grid, output_grid)

@@ -1,0 +1,77 @@
+"""The default LiteRT interpreter's kernels for 16-bit activations and 8-bit weights.
+
+XNNPACK takes none of these ops, so that LiteRT's own kernels run. They are the reference kernels
+(`tflite_ref`) but for
+
+    quantize                      clamp(rint(x * (1 / s)))
+    conv without groups, linear   acc * m as there, the second rounding with halves up, too;
+                                  for a linear layer of one scale m = float32(s_x s_w) / s_y
+
+The products of matrices behind the latter are ruy's. Measured on ai-edge-litert 2.3.0, x86-64;
+`EvalQuantizedPerChannel16x8` in `tflite/kernels/conv.cc` and `EvalQuantized` in
+`fully_connected.cc` of github.com/google-ai-edge/LiteRT (Apache-2.0) say which kernel runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fuseq.quant.arithmetic.base import Arithmetic, along
+from fuseq.quant.arithmetic.fixed_point import low_bits, multiplier_of, multiply_halves_up
+from fuseq.quant.arithmetic.tflite_ref import TfliteReference16
+from fuseq.quant.grid import Grid
+
+
+class LiteRtDefault16(TfliteReference16):
+    """The default LiteRT interpreter where activations have 16 bits."""
+
+    name: ClassVar[str] = "xnnpack"
+
+    def between(self, op: str, *grids: Grid) -> Arithmetic:
+        """Itself."""
+        return self
+
+    def quantize(self, real: Tensor, grid: Grid) -> Tensor:
+        """QUANTIZE of floats."""
+        return torch.round(real.float() * (1 / grid.scale)).clamp(grid.qmin, grid.qmax).int()
+
+    def requantize_accumulator(
+        self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
+    ) -> Tensor:
+        """Output stage of CONV_2D and FULLY_CONNECTED."""
+        x, weight = (grid.scale.double() for grid in multiplicands)
+        scale = along(x * weight / output_grid.scale.double(), accumulator, axis)
+        scaled = multiply_halves_up(low_bits(accumulator.long()), multiplier_of(scale))
+        return scaled.clamp(output_grid.qmin, output_grid.qmax).int()
+
+    def convolve(self, *args: Any, groups: int = 1, **options: Any) -> Tensor:
+        """CONV_2D; groups have the reference kernel, and so has DEPTHWISE_CONV_2D."""
+        convolve = super().convolve if groups == 1 else _REFERENCE.convolve
+        return convolve(*args, groups=groups, **options)
+
+    def convolve_transposed(self, *args: Any, **options: Any) -> Tensor:
+        """TRANSPOSE_CONV, as the reference kernel."""
+        return _REFERENCE.convolve_transposed(*args, **options)
+
+    def linear(
+        self,
+        x: Tensor,
+        grid: Grid,
+        weight: Tensor,
+        weight_grid: Grid,
+        bias: Tensor | None,
+        output_grid: Grid,
+    ) -> Tensor:
+        """FULLY_CONNECTED."""
+        if weight_grid.scale.numel() > 1:
+            return Arithmetic.linear(self, x, grid, weight, weight_grid, bias, output_grid)
+        # The product of the scales in float32, times one.
+        product = Grid(grid.scale * weight_grid.scale, grid.zero_point, grid.dtype)
+        one = Grid(torch.ones_like(weight_grid.scale), weight_grid.zero_point, "int8")
+        return Arithmetic.linear(self, x, product, weight, one, bias, output_grid)
+
+
+_REFERENCE = TfliteReference16()
