@@ -34,12 +34,18 @@ CODES: dict[str, tuple[str, int]] = {
     "FQ206": ("a pass raised", REFUSED),
     "FQ301": ("a pass broke its numeric promise", GATE_FAILED),
     "FQ302": ("a check failed its gate", GATE_FAILED),
+    "FQ303": ("a compiled graph computes in float", GATE_FAILED),
+    "FQ304": ("a compiled file is not what was asked for", GATE_FAILED),
     "FQ401": ("a value cannot be quantized", REFUSED),
     "FQ402": ("training left the finite numbers", REFUSED),
     "FQ403": ("branches would be trained apart and shipped together", REFUSED),
     "FQ404": ("ranks of a distributed run disagree", REFUSED),
     "FQ501": ("the backend cannot lower the program", REFUSED),
     "FQ502": ("a backend's tool is missing or incompatible", TOOL_MISSING),
+    "FQ503": ("this machine cannot run a backend's tool", TOOL_MISSING),
+    "FQ504": ("the target's own compiler refuses the file", REFUSED),
+    "FQ505": ("a backend's tool crashed", TOOL_MISSING),
+    "FQ506": ("a backend's tool ran out of time", TOOL_MISSING),
 }
 
 

@@ -1,0 +1,1 @@
+"""The `qnn` backend: Snapdragon's HTP."""
