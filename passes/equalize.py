@@ -7,9 +7,11 @@ Through Weight Equalization and Bias Correction", eq. 6 to 8):
     W2 f(W1 x + b1)  ==  (W2 diag(1 / s)) f(diag(s) W1 x + diag(s) b1)
 
 A product passes the scale of each factor on, whatever the other one is: in a * b both convolutions
-scale, in a * sigmoid(b) the first. Depthwise convolutions are readers and producers.
+scale, in a * sigmoid(b) the first. Depthwise convolutions are readers and producers. Layers whose
+outputs are added take the same scales, since s a + s b = s (a + b): a residual network's are one
+chain.
 
-With r_c the largest |value| of channel c over the calibration data,
+With r_c the largest |value| of channel c over the calibration data, of all layers of a sum,
 
     s_c = k r_c^(-2/3),      r_c s_c = k r_c^(1/3)
 
@@ -23,15 +25,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import networkx
 import torch
 from torch import Tensor, fx
 
 import fuseq
 from fuseq import ops
-from fuseq.affine.refusal import Refusal, RefusedError
+from fuseq.affine.refusal import FIXES, Refusal, RefusedError
 from fuseq.channels import channel_ranges, scale_columns, scale_rows, used
 from fuseq.errors import FuseqError
 from fuseq.program import Program
@@ -51,12 +54,16 @@ PROPORTIONAL = frozenset(
 """Ops with f(s x) = s f(x) for s > 0, channel by channel."""
 
 
+SUMS = frozenset({"add", "sub"})
+"""Ops that pass a scale on if both operands have it."""
+
+
 @dataclass(frozen=True)
 class Equalized:
     """Output channels of one layer that were scaled.
 
     Attributes:
-        layer: its name.
+        layer: its name; of layers whose outputs are added, each has an entry.
         channels: first channel, and last + 1.
         readers: names of the layers that took the inverse.
         spread_before: largest range of a channel over the geometric mean of all that are active.
@@ -76,20 +83,22 @@ class Equalized:
 
 @dataclass(frozen=True)
 class Part:
-    """Output channels of a layer that go one way.
+    """Output channels that go one way: of a layer, or of several whose outputs are added.
 
     Attributes:
-        value: the node that holds exactly these channels: the layer itself, or a slice of it.
+        values: the nodes that hold exactly these channels: the layers themselves, or a slice.
         start: first channel.
         stop: last channel + 1.
         readers: layers that can take the inverse, with the channel where these begin there; empty
             if the part cannot be scaled.
+        summands: layers whose outputs are added on the way, this one among them.
     """
 
-    value: fx.Node
+    values: tuple[fx.Node, ...]
     start: int
     stop: int
     readers: tuple[tuple[fx.Node, int], ...]
+    summands: frozenset[fx.Node] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -121,32 +130,70 @@ class Equalize(fuseq.Pass):
             raise FuseqError(
                 "FQ202", "equalize needs data", fix="--calib DIR, or calibration_data()"
             )
-        found = {layer: _parts(program, layer) for layer in _producers(program)}
-        layers = {layer: parts for layer, parts in found.items() if any(p.readers for p in parts)}
-        watched = {used(program, part.value) for parts in layers.values() for part in parts}
+        groups = [group for group in _groups(program) if any(part.readers for part in group[1])]
+        watched = {used(program, v) for _, parts in groups for part in parts for v in part.values}
         ranges = channel_ranges(program, watched, self.calibration, self.progress)
-        for layer, parts in layers.items():
-            own = [ranges[used(program, part.value)] for part in parts]
-            for part, before, scale in zip(parts, own, _scales(parts, own), strict=True):
-                if part.readers:
+        count = 0
+        for layers, parts in groups:
+            widest = [
+                torch.stack([ranges[used(program, v)] for v in part.values]).amax(0)
+                for part in parts
+            ]
+            for part, before, scale in zip(parts, widest, _scales(parts, widest), strict=True):
+                if not part.readers:
+                    continue
+                for layer in layers:
                     scale_rows(program.get(layer), part.start, scale)
-                    for reader, first in part.readers:
-                        scale_columns(program.get(reader), first, 1 / scale)
                     program.note(_described(layer, part, before, before * scale))
-        return sum(bool(part.readers) for parts in layers.values() for part in parts)
+                    count += 1
+                for reader, first in part.readers:
+                    scale_columns(program.get(reader), first, 1 / scale)
+        return count
 
 
 # --- where a scale can go ---
 
 
-def _producers(program: Program) -> list[fx.Node]:
-    dims = {"conv2d": 4, "linear": 2}
-    return [
-        node
-        for node in program.graph.nodes
-        if len(program.shape(node) if "shape" in node.meta else ())
-        == dims.get(ops.name_of(program, node))
-    ]
+def _groups(program: Program) -> list[tuple[tuple[fx.Node, ...], list[Part]]]:
+    """Layers that take the same scales, with their parts, in graph order.
+
+    Alone, a layer has a part for each of its slices; layers whose outputs are added have one part.
+    """
+    found = {n: _parts(program, n) for n in program.graph.nodes if _is_producer(program, n)}
+    tied: networkx.Graph[fx.Node] = networkx.Graph()
+    tied.add_nodes_from(found)
+    for layer, parts in found.items():
+        tied.add_edges_from((layer, other) for part in parts for other in part.summands)
+    groups = []
+    for component in networkx.connected_components(tied):
+        layers = tuple(layer for layer in found if layer in component)
+        parts = found[layers[0]]
+        groups.append((layers, [_together(program, layers, found)] if layers[1:] else parts))
+    return groups
+
+
+def _together(
+    program: Program, layers: tuple[fx.Node, ...], found: dict[fx.Node, list[Part]]
+) -> Part:
+    """The one part of layers whose outputs are added; without readers, and noted, if one fails."""
+    parts = [found[layer][0] for layer in layers]
+    fixed = [layer for layer, part in zip(layers, parts, strict=True) if not part.readers]
+    readers = dict.fromkeys(reader for part in parts for reader in part.readers)
+    for layer in layers:
+        if fixed and layer not in fixed:
+            reason = f"`{fixed[0].name}`, which cannot be scaled, is added to it"
+            where = (layer.name, program.source(layer), layer.name, layer.name)
+            program.note(Refusal("nonlinear", *where, reason, FIXES["nonlinear"]))
+    return replace(
+        parts[0],
+        values=tuple(value for part in parts for value in part.values),
+        readers=() if fixed else tuple(readers),
+    )
+
+
+def _is_producer(program: Program, node: fx.Node) -> bool:
+    dims = {"conv2d": 4, "linear": 2}.get(ops.name_of(program, node))
+    return "shape" in node.meta and len(program.shape(node)) == dims
 
 
 def _parts(program: Program, layer: fx.Node) -> list[Part]:
@@ -162,25 +209,40 @@ def _parts(program: Program, layer: fx.Node) -> list[Part]:
     apart = all(a[1] <= b[0] for a, b in itertools.pairwise(slices))
     if not slices or len(slices) < len(layer.users) or not apart:
         slices = [(0, channels, layer)]
-    return [Part(v, start, end, _accepted(program, layer, v)) for start, end, v in slices]
+    return [Part((v,), start, end, *_accepted(program, layer, v)) for start, end, v in slices]
 
 
 def _bounds(node: fx.Node) -> tuple[Any, Any, Any]:
     return node.kwargs["start"], node.kwargs["end"], node.kwargs["step"]
 
 
-def _accepted(program: Program, layer: fx.Node, value: fx.Node) -> tuple[tuple[fx.Node, int], ...]:
-    """Readers that can take the inverse of a value's scales; none, and a note, if one cannot."""
+def _accepted(
+    program: Program, layer: fx.Node, value: fx.Node
+) -> tuple[tuple[tuple[fx.Node, int], ...], frozenset[fx.Node]]:
+    """Readers and summands of a part; neither, and a note, if one cannot take its scales."""
+    seen: set[fx.Node] = {value}
+    summands: set[fx.Node] = set()
     try:
-        return tuple(_readers(program, value, 0, program.shape(value)[1], {value}))
+        readers = tuple(
+            dict.fromkeys(_readers(program, value, 0, program.shape(value)[1], seen, summands))
+        )
+        products = [n.name for n in seen if ops.name_of(program, n) in ("mul", "div")]
+        if summands and products:
+            raise RefusedError("nonlinear", f"it is added to others, and goes into `{products[0]}`")
     except RefusedError as error:
         where = (value.name, program.source(value), layer.name, value.name)
         program.note(Refusal(error.code, *where, error.reason, error.fix))
-        return ()
+        return (), frozenset()
+    return readers, frozenset(summands)
 
 
 def _readers(
-    program: Program, value: fx.Node, first: int, count: int, seen: set[fx.Node]
+    program: Program,
+    value: fx.Node,
+    first: int,
+    count: int,
+    seen: set[fx.Node],
+    summands: set[fx.Node],
 ) -> Iterator[tuple[fx.Node, int]]:
     """Layers behind a value, with the channel at which the scaled ones begin there.
 
@@ -190,6 +252,7 @@ def _readers(
         first: as said.
         count: as said.
         seen: nodes that were passed on the way; grows.
+        summands: layers whose outputs are added on the way; grows.
 
     Raises:
         RefusedError: something on the way does not pass a scale on.
@@ -203,12 +266,53 @@ def _readers(
         ):
             yield user, first
             continue
+        if user in seen and name in SUMS:
+            continue  # the other operand, with the same scales
         if user in seen:
             raise RefusedError("nonlinear", f"`{user.name}` ({name}) reads it in two ways")
         seen.add(user)
+        if name in SUMS:
+            summands |= _summands(program, user)
         after = _passed(program, value, user, first, count)
         if after is not None:
-            yield from _readers(program, user, after, count, seen)
+            yield from _readers(program, user, after, count, seen, summands)
+
+
+def _summands(program: Program, total: fx.Node) -> set[fx.Node]:
+    """Layers whose whole outputs are added up in a value.
+
+    Raises:
+        RefusedError: something else is, or is passed on the way.
+    """
+    found: set[fx.Node] = set()
+    seen, pending = {total}, [total]
+    while pending:
+        node = pending.pop()
+        name, operands = ops.name_of(program, node), node.all_input_nodes
+        if _is_producer(program, node):
+            found.add(node)
+            continue
+        if name in SUMS:
+            others = [
+                o for o in node.args if not isinstance(o, fx.Node) or not _alike(program, o, node)
+            ]
+            if others:
+                raise RefusedError("nonlinear", f"`{node.name}` adds `{others[0]}` to it")
+        elif _is_proportional(program, node):
+            operands = operands[:1]
+        else:
+            raise RefusedError(
+                "nonlinear", f"`{node.name}`, which cannot be scaled, is added to it"
+            )
+        pending += [operand for operand in operands if operand not in seen]
+        seen.update(operands)
+    return found
+
+
+def _alike(program: Program, node: fx.Node, total: fx.Node) -> bool:
+    """Whether an operand of a sum has its channels, and not one for all of them."""
+    shape, other = program.shape(node), program.shape(total)
+    return len(shape) == len(other) and shape[1] == other[1]
 
 
 def _passed(program: Program, value: fx.Node, user: fx.Node, first: int, count: int) -> int | None:
@@ -222,7 +326,7 @@ def _passed(program: Program, value: fx.Node, user: fx.Node, first: int, count: 
         raise RefusedError("leak", f"`{value.name}` is an output, which must not be scaled")
     after = program.shape(user)
     channels_stay = len(before) == len(after) and before[1] == after[1]
-    if name in PROPORTIONAL or (name == "mean" and 1 not in user.kwargs["dim"]):  # type: ignore[operator]
+    if name in SUMS or _is_proportional(program, user):
         return first
     if name == "slice":
         if user.kwargs["dim"] != 1:
@@ -245,6 +349,11 @@ def _passed(program: Program, value: fx.Node, user: fx.Node, first: int, count: 
     if name == "div" and user.args[0] is value is not user.args[1] and channels_stay:
         return first
     raise RefusedError("nonlinear", f"`{user.name}` ({name}) does not pass a scale on")
+
+
+def _is_proportional(program: Program, node: fx.Node) -> bool:
+    name = ops.name_of(program, node)
+    return name in PROPORTIONAL or (name == "mean" and 1 not in node.kwargs["dim"])  # type: ignore[operator]
 
 
 # --- scaling ---

@@ -134,6 +134,19 @@ PATHS: list[tuple[Any, dict[str, Any], dict[str, tuple[str, ...]]]] = [
     (lambda m, x: m.c(m.a(x) * 3.0), {}, {"a": ("c",)}),
     (lambda m, x: m.c(m.a(x) * torch.sigmoid(m.b(x))), {}, {"a": ("c",)}),
     (lambda m, x: m.c(m.a(x) / (x.abs() + 1)), {}, {"a": ("c",)}),
+    (lambda m, x: m.c(torch.relu(m.a(x)) - m.b(x)), {}, {"a": ("c",), "b": ("c",)}),
+    (lambda m, x: m.c(m.a(x) + m.b(x).mean((2, 3), keepdim=True)), {}, dict.fromkeys("ab", ("c",))),
+    (lambda m, x: (lambda y: m.b(y + torch.relu(y)))(m.a(x)), {}, {"a": ("b",)}),
+    (
+        lambda m, x: (lambda y: m.c(y + torch.relu(m.b(y))))(m.a(x)),
+        {},
+        {"a": ("b", "c"), "b": ("b", "c")},
+    ),
+    (
+        lambda m, x: m.d(m.c(x) + torch.relu(m.a(x) + m.b(x))),
+        {"d": conv()},
+        dict.fromkeys("abc", ("d",)),
+    ),
 ]
 
 
@@ -152,7 +165,24 @@ def test_scales_pass_through_what_is_proportional(
         (lambda m, x: m.b(F.relu6(m.a(x))), "nonlinear", "`clamp` (clamp) does not pass"),
         (lambda m, x: m.b(torch.tanh(m.a(x))), "nonlinear", "`tanh` (tanh) does not pass"),
         (lambda m, x: m.b(F.silu(m.a(x))), "nonlinear", "`silu` (silu) does not pass"),
-        (lambda m, x: m.b(x + m.a(x)), "nonlinear", "`add` (add) does not pass"),
+        (lambda m, x: m.b(x + m.a(x)), "nonlinear", "`x`, which cannot be scaled, is added"),
+        (lambda m, x: m.b(m.a(x) + 1.0), "nonlinear", "`add` adds `1.0` to it"),
+        (lambda m, x: m.c(m.a(x) + m.b(x)[:, :1]), "nonlinear", "`add` adds `slice_1` to it"),
+        (
+            lambda m, x: (lambda y: m.c(m.a(x) + y) + torch.tanh(y))(m.b(x)),
+            "nonlinear",
+            "`b`, which cannot be scaled, is added to it",
+        ),
+        (
+            lambda m, x: (lambda y, z: m.c(y + z) + m.d(y * z))(m.a(x), m.b(x)),
+            "nonlinear",
+            "added to others, and goes into `mul`",
+        ),
+        (
+            lambda m, x: m.d(m.a(x) * m.b(x) + m.c(x)),
+            "nonlinear",
+            "`mul`, which cannot be scaled, is added to it",
+        ),
         (lambda m, x: (lambda y: m.b(y * y))(m.a(x)), "nonlinear", "`mul` (mul) does not pass"),
         (
             lambda m, x: (lambda y: m.b(y * torch.relu(y)))(m.a(x)),
@@ -172,13 +202,23 @@ def test_scales_pass_through_what_is_proportional(
     ],
 )
 def test_what_may_not_be_touched_is_left_and_named(function: Any, code: str, reason: str) -> None:
-    result = equalized(captured(function))
+    result = equalized(captured(function, d=conv()))
     assert "a" not in scaled(result)
     (left,) = [r for r in result.details(Refusal) if r.root == "a"]
     assert left.code == code
     assert code in CODES
     assert reason in left.reason
     assert left.source.startswith("test_equalize.py:")
+
+
+def test_layers_that_are_added_take_the_scales_of_the_widest() -> None:
+    program = captured(lambda m, x: m.c(m.a(x) + m.b(x)))
+    result = equalized(program)
+    first, second = (ranges(result, name) / ranges(program, name) for name in ("a", "b"))
+    torch.testing.assert_close(first, second)
+    widest = torch.maximum(ranges(program, "a"), ranges(program, "b"))
+    power = widest * first / widest ** (1 / 3)
+    torch.testing.assert_close(power, power[:1].expand_as(power))
 
 
 def test_a_slice_of_some_scaled_channels_is_refused() -> None:
