@@ -29,6 +29,8 @@ class Plugin:
         value: `package.module:Class`.
         distribution: the installed package that registers it.
         version: of that package.
+        extras: of that package, whose requirements the class needs.
+        missing: those of their requirements that are not installed.
     """
 
     kind: Kind
@@ -36,13 +38,27 @@ class Plugin:
     value: str
     distribution: str
     version: str
+    extras: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def fix(self) -> str:
+        """How to install what is missing."""
+        return f"pip install '{self.distribution}[{','.join(self.extras)}]'"
 
     def load(self) -> Any:
         """Import the class.
 
         Raises:
-            FuseqError: FQ011 if the import fails or gives something else.
+            FuseqError: FQ502 if a requirement is not installed, FQ011 if the import fails or gives
+                something else.
         """
+        if self.missing:
+            raise FuseqError(
+                "FQ502",
+                f"{_ONE[self.kind]} '{self.name}' needs {', '.join(self.missing)}",
+                fix=self.fix,
+            )
         entry = importlib.metadata.EntryPoint(self.name, self.value, f"fuseq.{self.kind}")
         try:
             loaded = entry.load()
@@ -72,7 +88,9 @@ def available(kind: Kind) -> dict[str, Plugin]:
     for entry in importlib.metadata.entry_points(group=f"fuseq.{kind}"):
         owner = entry.dist
         name, version = (owner.name, owner.version) if owner else ("?", "?")
-        plugin = Plugin(kind, entry.name, entry.value, name, version)
+        value, extras = f"{entry.module}:{entry.attr}", tuple(entry.extras)
+        missing = _missing(owner, extras) if owner and extras else ()
+        plugin = Plugin(kind, entry.name, value, name, version, extras, missing)
         other = found.setdefault(entry.name, plugin)
         if other is not plugin:
             raise FuseqError(
@@ -82,6 +100,29 @@ def available(kind: Kind) -> dict[str, Plugin]:
                 fix=f"uninstall {other.distribution} or {name}, or rename one",
             )
     return dict(sorted(found.items()))
+
+
+def _missing(
+    owner: importlib.metadata.Distribution, extras: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Requirements of extras, on this kind of machine, that are not installed."""
+    from packaging.requirements import Requirement
+
+    names = []
+    for text in owner.requires or ():
+        requirement = Requirement(text)
+        marker = requirement.marker
+        if marker and any(marker.evaluate({"extra": extra}) for extra in extras):
+            names.append(requirement.name)
+    return tuple(name for name in names if not _is_installed(name))
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def find(kind: Kind, name: str) -> Plugin:

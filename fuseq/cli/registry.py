@@ -26,9 +26,10 @@ _EXTRAS = {"tflite": "ai-edge-litert", "qnn": "onnxruntime-qnn"}
 def listing(kind: plugins.Kind) -> Result:
     """Everything registered of a kind; nothing is imported."""
     found = plugins.available(kind).values()
-    shown = table("name", "from", "class")
+    shown = table("name", "from", "class", "")
     for plugin in found:
-        shown.add_row(plugin.name, f"{plugin.distribution} {plugin.version}", plugin.value)
+        needs = f"needs {', '.join(plugin.missing)}: {plugin.fix}" if plugin.missing else ""
+        shown.add_row(plugin.name, f"{plugin.distribution} {plugin.version}", plugin.value, needs)
     return Result({kind: [dataclasses.asdict(plugin) for plugin in found]}, shown)
 
 
@@ -112,7 +113,7 @@ def _backend(plugin: plugins.Plugin) -> list[Finding]:
     try:
         tools: list[Tool] = plugin.load()().doctor()
     except FuseqError as error:
-        return [Finding(purpose, plugin.value, "", ok=False, note=f"{error.what}: {error.why}")]
+        return [Finding(purpose, plugin.value, "", ok=False, note=f"{error.what}: {error.why or error.fix}")]
     return [Finding(purpose, tool.name, tool.found, tool.ok, tool.note) for tool in tools]
 
 

@@ -11,12 +11,12 @@ def register(tmp_path, monkeypatch):
     """Install a distribution that registers one pass."""
     monkeypatch.syspath_prepend(tmp_path)
 
-    def install(distribution: str, name: str, value: str) -> None:
+    def install(distribution: str, name: str, value: str, *requires: str) -> None:
         info = tmp_path / f"{distribution}-1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n"
-        )
+        lines = [f"Requires-Dist: {requirement}" for requirement in requires]
+        header = ["Metadata-Version: 2.1", f"Name: {distribution}", "Version: 1.0"]
+        (info / "METADATA").write_text("\n".join([*header, *lines, ""]))
         (info / "entry_points.txt").write_text(f"[fuseq.passes]\n{name} = {value}\n")
 
     return install
@@ -64,3 +64,20 @@ def test_broken_plugin_names_its_distribution(register, tmp_path, value, why):
     assert caught.value.code == "FQ011"
     assert "registered by broken 1.0" in str(caught.value)
     assert why in str(caught.value)
+
+
+def test_a_plugin_whose_extra_is_not_installed_says_how_to_get_it(register):
+    needs = ('sdk-of-theirs>=2; extra == "phone"', 'torch; extra == "phone"')
+    elsewhere = 'other-sdk; extra == "phone" and sys_platform == "none"'
+    register("theirs", "to-phone", "theirs:Pass [phone]", *needs, elsewhere, "not-asked")
+    assert plugins.available("passes")["to-phone"].missing == ("sdk-of-theirs",)
+    with pytest.raises(FuseqError) as caught:
+        plugins.load("passes", "to-phone")
+    assert caught.value.code == "FQ502"
+    assert "needs sdk-of-theirs" in caught.value.what
+    assert caught.value.fix == "pip install 'theirs[phone]'"
+
+
+def test_tflite_asks_for_its_extra():
+    for kind in ("backends", "runners"):
+        assert plugins.available(kind)["tflite"].extras == ("tflite",)
