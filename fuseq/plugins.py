@@ -102,9 +102,7 @@ def available(kind: Kind) -> dict[str, Plugin]:
     return dict(sorted(found.items()))
 
 
-def _missing(
-    owner: importlib.metadata.Distribution, extras: tuple[str, ...]
-) -> tuple[str, ...]:
+def _missing(owner: importlib.metadata.Distribution, extras: tuple[str, ...]) -> tuple[str, ...]:
     """Requirements of extras, on this kind of machine, that are not installed."""
     from packaging.requirements import Requirement
 

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 import fuseq
 from fuseq import ops
-from fuseq.program import Program
+from fuseq.program import Program, unused_name
 from fuseq.quant.profile import Profile
 
 
@@ -149,24 +149,53 @@ def _instance_norm(program: Program, node: fx.Node) -> None:
     A convolution holds every channel's weight on a scale of its own and the bias in int32, rounds
     the map once less than a product and a sum, and is trained as all others are.
     """
-    source, norm, graph = node.all_input_nodes[0], program.get(node), program.graph
+    norm = program.get(node)
     assert isinstance(norm, nn.InstanceNorm2d)
-    spatial: dict[str, Any] = {"dim": (2, 3), "keepdim": True}
-    with graph.inserting_before(node):
-        mean = graph.call_function(torch.mean, (source,), spatial)
-        centered = graph.call_function(torch.sub, (source, mean))
-        square = graph.call_function(torch.mul, (centered, centered))
-        variance = graph.call_function(torch.mean, (square,), spatial)
-        stable = graph.call_function(torch.add, (variance, norm.eps))
-        factor = graph.call_function(torch.rsqrt, (stable,))
-        normed = graph.call_function(torch.mul, (centered, factor))
-    for step in (centered, square, normed):
-        step.meta = dict(node.meta)
-    for statistic in (mean, variance, stable, factor):
-        statistic.meta = {**node.meta, "shape": (*program.shape(node)[:2], 1, 1)}
+    normed = _normalized(program, node, (2, 3), norm.eps)
     if norm.weight is not None:
         normed = program.insert_module(f"{node.name}.affine", _affine(norm), node, normed)
     node.replace_all_uses_with(normed)
+
+
+def _layer_norm(program: Program, node: fx.Node) -> None:
+    """`(x - mean) * rsqrt(variance + eps)` over the last dimensions, then weight and bias."""
+    norm, graph = program.get(node), program.graph
+    assert isinstance(norm, nn.LayerNorm)
+    rank = len(program.shape(node))
+    dims = tuple(range(rank - len(norm.normalized_shape), rank))
+    normed = _normalized(program, node, dims, norm.eps)
+    for name, function in (("weight", torch.mul), ("bias", torch.add)):
+        value = getattr(norm, name)
+        if value is not None:
+            path = unused_name(program.module, f"{node.name}_{name}")
+            program.module.register_buffer(path, value.detach().clone())
+            with graph.inserting_before(node):
+                constant = graph.create_node("get_attr", path)
+                normed = graph.call_function(function, (normed, constant))
+            constant.meta = {"shape": tuple(value.shape), "dtype": value.dtype}
+            normed.meta = dict(node.meta)
+    node.replace_all_uses_with(normed)
+
+
+def _normalized(program: Program, node: fx.Node, dims: tuple[int, ...], eps: float) -> fx.Node:
+    """The operand of a norm less its mean, over the root of its variance."""
+    source, graph = node.all_input_nodes[0], program.graph
+    over: dict[str, Any] = {"dim": dims, "keepdim": True}
+    with graph.inserting_before(node):
+        mean = graph.call_function(torch.mean, (source,), over)
+        centered = graph.call_function(torch.sub, (source, mean))
+        square = graph.call_function(torch.mul, (centered, centered))
+        variance = graph.call_function(torch.mean, (square,), over)
+        stable = graph.call_function(torch.add, (variance, eps))
+        factor = graph.call_function(torch.rsqrt, (stable,))
+        normed = graph.call_function(torch.mul, (centered, factor))
+    shape = program.shape(node)
+    for step in (centered, square, normed):
+        step.meta = dict(node.meta)
+    for statistic in (mean, variance, stable, factor):
+        pooled = tuple(1 if d in dims else n for d, n in enumerate(shape))
+        statistic.meta = {**node.meta, "shape": pooled}
+    return normed
 
 
 def _affine(norm: nn.InstanceNorm2d) -> nn.Conv2d:
@@ -181,4 +210,5 @@ _DECOMPOSITIONS: dict[str, Callable[[Program, fx.Node], None]] = {
     "silu": _silu,
     "hardsigmoid": _hardsigmoid,
     "instance_norm": _instance_norm,
+    "layer_norm": _layer_norm,
 }

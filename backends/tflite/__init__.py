@@ -48,7 +48,7 @@ class TfliteBackend(Backend):
             "sigmoid": {"int8": (1 / 256, -128)},
             "softmax": {"int8": (1 / 256, -128)},
         },
-        decompose=frozenset({"silu", "hardsigmoid", "instance_norm"}),
+        decompose=frozenset({"silu", "hardsigmoid", "instance_norm", "layer_norm"}),
         channel_block=16,
     )
 

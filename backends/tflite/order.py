@@ -17,6 +17,7 @@ from fuseq.program import Program
 _ALIKE = frozenset(
     "relu clamp leaky_relu sigmoid tanh hardswish hardsigmoid silu gelu requantize".split()
 )
+_SUMS = frozenset("add sub mul".split())
 
 
 def block_orders(program: Program) -> dict[fx.Node, int]:
@@ -29,7 +30,7 @@ def block_orders(program: Program) -> dict[fx.Node, int]:
         name = ops.name_of(program, node)
         if name == "pixel_shuffle":
             factor: Any = node.kwargs["upscale_factor"]
-            found |= dict.fromkeys(_makers(program, node), factor)
+            found |= dict.fromkeys(_makers(program, node.all_input_nodes[0]) or (), factor)
         elif name == "pixel_unshuffle":
             factor = node.kwargs["downscale_factor"]
             if all(_mixes_channels(program, user) for user in node.users):
@@ -37,18 +38,25 @@ def block_orders(program: Program) -> dict[fx.Node, int]:
     return found
 
 
-def _makers(program: Program, shuffle: fx.Node) -> list[fx.Node]:
-    """From the operand of a pixel shuffle back to the convolution that makes it."""
-    chain = []
-    node = shuffle.all_input_nodes[0]
-    while len(node.users) == 1 and not _is_wide(program, node):
-        chain.append(node)
-        if _mixes_channels(program, node):
-            return chain
-        if ops.name_of(program, node) not in _ALIKE:
-            break
-        node = node.all_input_nodes[0]
-    return []
+def _makers(program: Program, node: fx.Node) -> list[fx.Node] | None:
+    """A value and those it is made of, back to convolutions; None if one cannot be reordered."""
+    if len(node.users) != 1 or _is_wide(program, node):
+        return None
+    if _mixes_channels(program, node):
+        return [node]
+    name = ops.name_of(program, node)
+    if name not in _ALIKE and name not in _SUMS:
+        return None
+    found = [node]
+    for operand in node.all_input_nodes:
+        if program.shape(operand) == program.shape(node):
+            makers = _makers(program, operand)
+            if makers is None:
+                return None
+            found += makers
+        elif program.shape(operand)[1:2] != (1,):  # one channel for all has no order
+            return None
+    return found
 
 
 def _mixes_channels(program: Program, node: fx.Node) -> bool:

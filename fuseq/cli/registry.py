@@ -113,7 +113,8 @@ def _backend(plugin: plugins.Plugin) -> list[Finding]:
     try:
         tools: list[Tool] = plugin.load()().doctor()
     except FuseqError as error:
-        return [Finding(purpose, plugin.value, "", ok=False, note=f"{error.what}: {error.why or error.fix}")]
+        note = f"{error.what}: {error.why or error.fix}"
+        return [Finding(purpose, plugin.value, "", ok=False, note=note)]
     return [Finding(purpose, tool.name, tool.found, tool.ok, tool.note) for tool in tools]
 
 

@@ -61,6 +61,11 @@ class StraightThrough(Arithmetic):
     def __init__(self, arithmetic: Arithmetic, extremes: list[Tensor] | None = None) -> None:
         self.arithmetic, self.extremes = arithmetic, extremes
 
+    @property
+    def means_anywhere(self) -> bool:
+        """As the other arithmetic."""
+        return self.arithmetic.means_anywhere
+
     def between(self, op: str, *grids: Grid) -> StraightThrough:
         """As the other arithmetic chooses."""
         return StraightThrough(self.arithmetic.between(op, *grids), self.extremes)
@@ -207,14 +212,10 @@ class StraightThrough(Arithmetic):
             count_include_pad=count_include_pad,
         )  # fmt: skip
 
-    def global_average_pool(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
-        """Mean over height and width."""
+    def mean(self, x: Tensor, grid: Grid, output_grid: Grid, dims: tuple[int, ...]) -> Tensor:
+        """Mean over dimensions, kept."""
         return self._unary(
-            "global_average_pool",
-            lambda real: real.mean((2, 3), keepdim=True),
-            x,
-            grid,
-            output_grid,
+            "mean", lambda real: real.mean(dims, keepdim=True), x, grid, output_grid, dims=dims
         )
 
     def interpolate_bilinear(

@@ -317,10 +317,13 @@ def _concat(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
 
 def _mean(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
     (x,) = runner.operands(node)
-    if node.kwargs["dim"] != (2, 3) or x.q.dim() != 4:
+    dim: Any = node.kwargs["dim"]
+    dims = tuple(sorted(d % x.q.dim() for d in dim))
+    whole_maps = dims == (2, 3) and x.q.dim() == 4
+    if not (whole_maps or runner.arithmetic.means_anywhere):
         return runner.rounded_once(node, grid).q
-    pooled = runner.arithmetic_of(node, grid).global_average_pool(x.q, x.grid, grid)
-    return pooled if node.kwargs["keepdim"] else pooled.flatten(1)
+    mean = runner.arithmetic_of(node, grid).mean(x.q, x.grid, grid, dims)
+    return mean if node.kwargs["keepdim"] else mean.squeeze(dims)
 
 
 def _avg_pool(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:

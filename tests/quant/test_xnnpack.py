@@ -263,7 +263,7 @@ def test_mean_of_a_map(size: Pair, seed: int) -> None:
     output = near(random, grid, 0.5, 8)
     q = integers(random, (2, 300, *size), grid)
     q[:, ::2] = q[:, ::2].clamp(min=100)
-    ours = XNNPACK.global_average_pool(q, grid, output)
+    ours = XNNPACK.mean(q, grid, output, (2, 3))
     theirs = run(
         "MEAN", [Operand(nhwc(q), grid), sizes(1, 2)], nhwc(ours).shape, output,
         options="Reducer", keepDims=True,

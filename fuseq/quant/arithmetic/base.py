@@ -42,6 +42,11 @@ class Arithmetic(ABC):
     name: ClassVar[str]
     inexact: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def means_anywhere(self) -> bool:
+        """Whether means over any dimensions have an integer kernel, or only over whole maps."""
+        return False
+
     def between(self, op: str, *grids: Grid) -> Arithmetic:
         """The arithmetic of an op, by canonical name, whose operands and result are on these grids.
 
@@ -227,9 +232,9 @@ class Arithmetic(ABC):
         )
         return self.quantize(real, output_grid)
 
-    def global_average_pool(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
-        """Mean over height and width, `[N, C, H, W] -> [N, C, 1, 1]`."""
-        return self.quantize(self.dequantize(x, grid).mean((2, 3), keepdim=True), output_grid)
+    def mean(self, x: Tensor, grid: Grid, output_grid: Grid, dims: tuple[int, ...]) -> Tensor:
+        """Mean over dimensions, which stay with one element; see `means_anywhere`."""
+        return self.quantize(self.dequantize(x, grid).mean(dims, keepdim=True), output_grid)
 
     def interpolate_bilinear(
         self,

@@ -45,6 +45,11 @@ from fuseq.quant.grid import Grid, affine_grid
 class LiteRt(Arithmetic, ABC):
     """What the kernel sets of LiteRT have in common."""
 
+    @property
+    def means_anywhere(self) -> bool:
+        """MEAN takes all."""
+        return True
+
     def dequantize(self, q: Tensor, grid: Grid) -> Tensor:
         """DEQUANTIZE."""
         return grid.dequantize(q)

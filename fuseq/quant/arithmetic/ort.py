@@ -95,10 +95,10 @@ class OnnxRuntime(OnnxRuntimeFloat):
             torch.round(mean / output_grid.scale + output_grid.zero_point), output_grid
         )
 
-    def global_average_pool(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+    def mean(self, x: Tensor, grid: Grid, output_grid: Grid, dims: tuple[int, ...]) -> Tensor:
         """QLinearGlobalAveragePool: integer sum, one multiplication."""
-        total = (x - grid.zero_point).sum((2, 3), keepdim=True)
-        count = x.shape[2] * x.shape[3]
+        total = (x - grid.zero_point).sum(dims, keepdim=True)
+        count = math.prod(x.shape[d] for d in dims)
         return _scale(total.float(), grid.scale / (output_grid.scale * count), output_grid)
 
     def softmax(self, x: Tensor, grid: Grid, output_grid: Grid, dim: int) -> Tensor:

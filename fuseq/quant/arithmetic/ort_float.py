@@ -23,6 +23,7 @@ github.com/microsoft/onnxruntime (MIT).
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -88,10 +89,10 @@ class OnnxRuntimeFloat(Arithmetic):
         mean = mean_of_windows(real, kernel_size, stride, padding, count_include_pad)
         return self.quantize(mean, output_grid)
 
-    def global_average_pool(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+    def mean(self, x: Tensor, grid: Grid, output_grid: Grid, dims: tuple[int, ...]) -> Tensor:
         """GlobalAveragePool: the exact mean of the reals, then QuantizeLinear."""
-        total = (x - grid.zero_point).double().sum((2, 3), keepdim=True)
-        mean = total * grid.scale.double() / (x.shape[2] * x.shape[3])
+        total = (x - grid.zero_point).double().sum(dims, keepdim=True)
+        mean = total * grid.scale.double() / math.prod(x.shape[d] for d in dims)
         return self.quantize(mean.float(), output_grid)
 
     def interpolate_bilinear(

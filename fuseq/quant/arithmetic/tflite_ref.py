@@ -34,6 +34,7 @@ ai-edge-litert 2.3.0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -114,10 +115,10 @@ class TfliteReference(LiteRt):
         multiplier = multiplier_of(grid_a.scale * grid_b.scale / output_grid.scale)
         return _saturate(multiply(product, multiplier) + output_grid.zero_point, output_grid)
 
-    def global_average_pool(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
-        """MEAN over height and width."""
-        total = (x - grid.zero_point).long().sum((2, 3), keepdim=True)
-        count = x.shape[2] * x.shape[3]
+    def mean(self, x: Tensor, grid: Grid, output_grid: Grid, dims: tuple[int, ...]) -> Tensor:
+        """MEAN."""
+        total = (x - grid.zero_point).long().sum(dims, keepdim=True)
+        count = math.prod(x.shape[d] for d in dims)
         whole = multiplier_of(grid.scale.double() / output_grid.scale.double())
         bits = min(count.bit_length() - 1, 32, 31 + int(whole.exponent))
         multiplier = Multiplier((whole.mantissa << bits) // count, whole.exponent - bits)

@@ -105,10 +105,10 @@ class XnnPack(LiteRt):
         product = (a - grid_a.zero_point) * (b - grid_b.zero_point)
         return self.requantize_accumulator(product, (grid_a, grid_b), output_grid, axis=-1)
 
-    def global_average_pool(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
-        """MEAN over height and width."""
-        count = x.shape[2] * x.shape[3]
-        total = x.sum((2, 3), keepdim=True)
+    def mean(self, x: Tensor, grid: Grid, output_grid: Grid, dims: tuple[int, ...]) -> Tensor:
+        """MEAN."""
+        count = math.prod(x.shape[d] for d in dims)
+        total = x.sum(dims, keepdim=True)
         share = torch.tensor(1.0) / count
         multiplier = grid.scale / output_grid.scale * share
         fixed = output_grid.zero_point - (count * grid.zero_point).float() * multiplier
