@@ -289,7 +289,7 @@ def test_pools_and_resizes(kernels: str, seed: int) -> None:
         padding=VALID, strideH=2, strideW=1, filterHeight=3, filterWidth=2,
     )  # fmt: skip
     assert torch.equal(ours, nchw(pooled))
-    ours = arithmetic.global_average_pool(x, grid, output_grid)
+    ours = arithmetic.mean(x, grid, output_grid, (2, 3))
     mean = theirs(
         "MEAN", [Operand(nhwc(x), grid), sizes(1, 2)], nhwc(ours).shape, output_grid,
         options="Reducer", keepDims=True,
