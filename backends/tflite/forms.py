@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from ai_edge_litert import schema_py_generated as schema
 from torch import fx, nn
 
@@ -98,7 +99,7 @@ def _clamp(site: Site) -> None:
     if grid is not None and grid != file.grids[value]:
         steps.append(("QUANTIZE", "Quantize", []))
     for code, bound in (("MAXIMUM", low), ("MINIMUM", high)):
-        if np.isfinite(bound) and not _is_end_of(grid, bound):
+        if np.isfinite(bound) and not _cut_anyway(code, bound, grid):
             steps.append((code, "MaximumMinimum", [_limit(site, bound, grid)]))
     for left, (code, options, more) in reversed(list(enumerate(reversed(steps or [_SAME])))):
         name = f"{site.node.name}.{code.lower()}"
@@ -111,11 +112,14 @@ _SAME: tuple[str, str, list[int]] = ("QUANTIZE", "Quantize", [])
 
 
 def _on_grid(bound: float, grid: Grid) -> int:
-    return min(max(round(bound / float(grid.scale)) + int(grid.zero_point), grid.qmin), grid.qmax)
+    return int(grid.quantize(torch.tensor(bound)))
 
 
-def _is_end_of(grid: Grid | None, bound: float) -> bool:
-    return grid is not None and _on_grid(bound, grid) in (grid.qmin, grid.qmax)
+def _cut_anyway(code: str, bound: float, grid: Grid | None) -> bool:
+    """Whether the grid ends where the clamp does."""
+    if grid is None:
+        return False
+    return _on_grid(bound, grid) == (grid.qmin if code == "MAXIMUM" else grid.qmax)
 
 
 def _limit(site: Site, bound: float, grid: Grid | None) -> int:
@@ -212,14 +216,15 @@ def _max_pool(site: Site) -> None:
 
 
 def _avg_pool(site: Site) -> None:
-    _pool(site, "AVERAGE_POOL_2D", site.node.kwargs["padding"], None)
+    """Never SAME, which does not count what it pads."""
+    _pool(site, "AVERAGE_POOL_2D", site.node.kwargs["padding"], None, same=False)
 
 
-def _pool(site: Site, code: str, padding: Any, fill: float | None) -> None:
+def _pool(site: Site, code: str, padding: Any, fill: float | None, *, same: bool = True) -> None:
     k: dict[str, Any] = dict(site.node.kwargs)
-    kernel, stride, file = k["kernel_size"], k["stride"], site.file
+    kernel, stride, file, name = k["kernel_size"], k["stride"], site.file, site.node.name
     source, mode = padded(
-        file, site.node.name, site.inputs[0], site.output, kernel, stride, padding, fill=fill
+        file, name, site.inputs[0], site.output, kernel, stride, padding, fill=fill, same=same
     )
     _window(file, code, source, site.output, kernel, stride, mode)
 
@@ -249,11 +254,21 @@ def _adaptive_avg_pool(site: Site) -> None:
 
 
 def _mean(site: Site) -> None:
+    """MEAN; what is left of an image may have to be turned, for it is no image any more."""
     k: dict[str, Any] = dict(site.node.kwargs)
-    rank = len(site.shape_of_operand())
-    axes = sorted(stored_axis(d, rank) for d in k["dim"])
-    inputs = [site.inputs[0], site.file.integers(*axes)]
-    site.file.op("MEAN", inputs, site.output, "Reducer", keepDims=bool(k["keepdim"]))
+    file, shape = site.file, site.shape_of_operand()
+    rank, dims = len(shape), {d % len(shape) for d in k["dim"]}
+    axes = sorted(stored_axis(d, rank) for d in dims)
+    left = [axis for axis in stored_axes(rank) if axis not in dims]
+    wanted = [sorted(left)[axis] for axis in stored_axes(len(left))]
+    mean, keep = site.output, bool(k["keepdim"])
+    if not keep and left != wanted:
+        mean = file.like(site.output, f"{site.node.name}.mean", [shape[axis] for axis in left])
+    inputs = [site.inputs[0], file.integers(*axes)]
+    file.op("MEAN", inputs, mean, "Reducer", keepDims=keep)
+    if mean != site.output:
+        turn = [left.index(axis) for axis in wanted]
+        transposed(file, mean, file.shapes[mean], turn, site.output)
 
 
 def _concat(site: Site) -> None:

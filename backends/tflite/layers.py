@@ -203,6 +203,7 @@ def padded(
     padding: Sequence[int],
     dilation: Sequence[int] = (1, 1),
     fill: float | None = None,
+    same: bool = True,
 ) -> tuple[int, int]:
     """A window's input with torch's padding: the tensor to read and the padding to name.
 
@@ -219,11 +220,12 @@ def padded(
         padding: of torch, at each side.
         dilation: of the window.
         fill: what to pad with, instead of real zero: "lowest" values of a maximum.
+        same: whether SAME may be named.
     """
     span = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
     if not any(padding) and _reach(file, output, span, stride) <= file.shapes[source][1:3]:
         return source, schema.Padding.VALID
-    if tuple(stride) == (1, 1) and span == [2 * p for p in padding]:
+    if same and tuple(stride) == (1, 1) and span == [2 * p for p in padding]:
         return source, schema.Padding.SAME
     needed = _reach(file, output, span, stride)
     sizes = file.shapes[source][1:3]
