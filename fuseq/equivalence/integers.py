@@ -50,7 +50,13 @@ def file_parity(
     size = "x".join(map(str, inputs[0].shape))
     pair = f"{arithmetic} executor <-> {runner.runtime}"
     return integer_parity(
-        f"{name}-{size}", pair, program, shown, inputs, note=runner.note, arithmetic=arithmetic
+        f"{name}-{size}",
+        pair,
+        program,
+        shown,
+        interface.taken(runner, inputs),
+        note=runner.note,
+        arithmetic=arithmetic,
     )
 
 

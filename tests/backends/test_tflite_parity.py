@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fuseq
 from fuseq import plugins
+from fuseq.equivalence.integers import file_parity
 
 BACKEND = plugins.load("backends", "tflite")
 
@@ -100,3 +101,21 @@ def test_no_integer_differs(op: str, tmp_path: Path) -> None:
     parity = [check.metrics for id, check in checks.items() if id.startswith("parity-")]
     assert len(parity) == 2
     assert not any(metrics["differing"] for metrics in parity)
+
+
+@pytest.mark.parametrize("io", ["int8", "uint8", "float"])
+def test_inputs_between_two_steps_are_rounded_by_the_file_or_not_at_all(
+    io: str, tmp_path: Path
+) -> None:
+    """The kernel sets round halves differently, and a file of integers rounds none."""
+    torch.manual_seed(0)
+    halves = torch.arange(511).reshape(1, 1, 7, 73).expand(1, 3, 7, 73) / 2**5
+    backend = BACKEND(io=io)
+    network = Network(lambda m, x: x)
+    program = fuseq.quantize(network, halves, calibration=[halves], target="tflite")
+    assert program.quantization is not None
+    assert float(program.quantization.grids["x"].scale) == 2**-4
+    backend.lower(program, tmp_path)
+    for arithmetic, runner in backend.runners(tmp_path / "model.int8.tflite").items():
+        check, first = file_parity(program, runner, (halves,), arithmetic)
+        assert check.metrics["differing"] == 0, first
