@@ -1,14 +1,14 @@
 """Train networks in integers, export them, and count the outputs that the runtime computes apart.
 
-    python -m benchmarks.qat_parity [NETWORK ...] [--outputs 600000]
+    python -m benchmarks.qat_parity [NETWORK ...] [--outputs 600000] [--target tflite]
 
 Each network is prepared, trained two steps in each of the three stages (grids observed, grids
 frozen, weight grids frozen too) and exported. Then, on batches, image sizes and data it has not
 seen,
 
 - the training forward is compared with the evaluation forward, bit for bit, and
-- the integers of the evaluation forward with those that ONNX Runtime computes from the file as it
-  ships, from input to output.
+- the integers of the evaluation forward with those that the runtime (ONNX Runtime; LiteRT with
+  XNNPACK) computes from the file as it ships, from input to output.
 
 Networks in which a value is computed in float and then quantized are listed apart: there the last
 bit depends on how each side rounds floats, so they are compared op by op, each op starting from the
@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves
 import fuseq
 import fuseq.qat
 from fuseq import plugins
+from fuseq.equivalence.sides import interface_of
 from fuseq.program import Program
 from fuseq.qat import QatModel
 from fuseq.quant.executor import execute
@@ -68,6 +69,9 @@ ROUNDED_COLUMNS = {
     "given": "differing op by op",
     "given_largest_step": "max LSB of rounded ones",
 }
+
+INTEGER_IO: dict[str, dict[str, Any]] = {"onnx": {"io": "integer"}, "tflite": {"io": "int8"}}
+"""Options of a backend whose files take and give integers."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     # Its borders hold what its batch norms make of zero, as the model computed it when captured.
@@ -116,7 +120,9 @@ def train(model: QatModel, batches: list[Tensor], rate: float = 1e-4) -> None:
             optimizer.step()
 
 
-def compare(model: QatModel, data: Iterator[Tensor], outputs: int, out: Path) -> Parity:
+def compare(
+    model: QatModel, data: Iterator[Tensor], outputs: int, out: Path, target: str = "onnx"
+) -> Parity:
     """Export a trained model and compare it with its file.
 
     Args:
@@ -124,19 +130,21 @@ def compare(model: QatModel, data: Iterator[Tensor], outputs: int, out: Path) ->
         data: endless batches.
         outputs: how many integers to compare, but at most `MOST` batches of them.
         out: directory for the bundle, which must not exist.
+        target: name of the backend.
     """
     program = fuseq.qat.finalize(model)
-    backend = plugins.load("backends", "onnx")(io="integer")
-    bundle = fuseq.lower(program, backend=backend, out=out, calibration=[next(data)])
+    backend = plugins.load("backends", target)(**INTEGER_IO[target])
+    example = next(data)
+    bundle = fuseq.lower(program, example, backend=backend, out=out, calibration=[example])
+    if backend.fixed_size:
+        data = (x for x in data if x.shape == example.shape)
     runner = backend.runner(bundle.file("int8"))
-    grids = model.table().grids
-    (fed,) = program.inputs()
+    grids, interface = model.table().grids, interface_of(program)
     ends: list[Tensor] = []
     inner: list[Tensor] = []
     trained_apart, rounded = 0, 0
     for number, x in enumerate(itertools.islice(data, MOST)):
-        grid = grids.get(fed.name)
-        feed = (grid.quantize(x).to(torch.uint8) if grid else x).numpy()
+        (feed,) = interface.feeds(runner, (x.numpy(),))
         with torch.no_grad():
             trained = tree_leaves(model.train()(x))
             evaluated = tree_leaves(model.eval()(x))
@@ -191,16 +199,16 @@ def made(name: str) -> nn.Module:
     return model
 
 
-def measured(name: str, outputs: int, out: Path, side: int = 64) -> Parity:
+def measured(name: str, outputs: int, out: Path, side: int = 64, target: str = "onnx") -> Parity:
     """Prepare, train, export and compare one network."""
     torch.manual_seed(0)
     network = made(name)
     generator = torch.Generator().manual_seed(1)
     batches = [torch.rand(2, 3, side, side, generator=generator) for _ in range(2)]
     options = OPTIONS.get(name, {})
-    model = fuseq.qat.prepare(network, batches[0], calibration=batches, **options)
+    model = fuseq.qat.prepare(network, batches[0], calibration=batches, target=target, **options)
     train(model, batches)
-    return compare(model, unseen(model.program, side), outputs, out)
+    return compare(model, unseen(model.program, side), outputs, out, target)
 
 
 def table(found: Mapping[str, Parity], columns: Mapping[str, str]) -> str:
@@ -217,12 +225,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("networks", nargs="*", default=NETWORKS)
     parser.add_argument("--outputs", type=int, default=2_000_000)
+    parser.add_argument("--target", choices=INTEGER_IO, default="onnx")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found = {}
     for name in arguments.networks:
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = measured(name, arguments.outputs, Path(folder) / "out")
+            out = Path(folder) / "out"
+            found[name] = measured(name, arguments.outputs, out, target=arguments.target)
         print(name, found[name], file=sys.stderr, flush=True)
     integer = {name: parity for name, parity in found.items() if not parity.rounded}
     rounded = {name: parity for name, parity in found.items() if parity.rounded}

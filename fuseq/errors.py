@@ -40,6 +40,7 @@ CODES: dict[str, tuple[str, int]] = {
     "FQ402": ("training left the finite numbers", REFUSED),
     "FQ403": ("branches would be trained apart and shipped together", REFUSED),
     "FQ404": ("ranks of a distributed run disagree", REFUSED),
+    "FQ405": ("the program was quantized for another target", REFUSED),
     "FQ501": ("the backend cannot lower the program", REFUSED),
     "FQ502": ("a backend's tool is missing or incompatible", TOOL_MISSING),
     "FQ503": ("this machine cannot run a backend's tool", TOOL_MISSING),

@@ -13,19 +13,40 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fuseq.errors import FuseqError
 from fuseq.program import Program, unused_name
 from fuseq.quiet import quiet_torch
-from fuseq.shapes import FakeRun
+from fuseq.shapes import FakeRun, propagate
+from fuseq.verify import takes
 
 FIXED = "sizes are fixed to those of the example inputs"
 
 
-def at_captured_size(program: Program) -> Program:
-    """A copy of a float program that takes inputs shaped like its example inputs only."""
+def at_size(program: Program, example_inputs: tuple[Tensor, ...] | None = None) -> Program:
+    """A copy of a program that takes inputs of one size only.
+
+    Args:
+        program: float or quantized.
+        example_inputs: of that size; those it was captured with by default.
+
+    Raises:
+        FuseqError: FQ005 for inputs that the program does not take.
+    """
     fixed = program.clone()
+    if example_inputs is not None:
+        shapes = [x.shape for x in example_inputs]
+        if len(shapes) != len(program.example_inputs) or not takes(program, shapes):
+            sizes = ", ".join("x".join(map(str, shape)) for shape in shapes)
+            raise FuseqError(
+                "FQ005",
+                f"the program does not take inputs of {sizes}",
+                fix="capture or prepare the model at this size",
+            )
+        fixed.example_inputs = example_inputs
     origin = program.origin
     fixed.origin = replace(origin, dynamic=(), notes=(*dict.fromkeys((*origin.notes, FIXED)),))
     fold_sizes(fixed)
+    propagate(fixed)
     return fixed
 
 
@@ -46,7 +67,8 @@ def fold_sizes(program: Program) -> None:
     for node, number in numbers.items():
         if others[node] == number:
             _replace_by_number(node, number)
-    _fold_constants(program)
+    if program.quantization is None:  # a constant with a grid is known by its node's name
+        _fold_constants(program)
     program.clean()
 
 

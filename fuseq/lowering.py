@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from fuseq import plugins
 from fuseq.api import Progress, captured, run_passes
-from fuseq.arguments import ExampleInputs
+from fuseq.arguments import ExampleInputs, as_tuple
 from fuseq.backend import Backend
 from fuseq.bundle import Bundle, require_writable, staged, write_manifest
 from fuseq.equivalence.lowered import check_lowered
 from fuseq.equivalence.result import CheckResult
 from fuseq.errors import FuseqError
-from fuseq.fixed_size import at_captured_size
+from fuseq.fixed_size import at_size
 from fuseq.manifest import describe_lowering, write_golden
 from fuseq.pass_spec import parse_passes, with_options
 from fuseq.program import Program
@@ -48,7 +48,8 @@ def lower(
     Args:
         model: a module; or a program, float or quantized, whose remaining passes run; or a model
             prepared for training, which is finalized.
-        example_inputs: what to capture a module with.
+        example_inputs: what to capture a module with; for a program and a file of one size, inputs
+            of that size, by default those it was captured with.
         backend: name of a backend, or one with options.
         out: directory of the bundle.
         calibration: batches of inputs, read several times; an iterator is read into memory first.
@@ -65,8 +66,9 @@ def lower(
 
     Raises:
         FuseqError: FQ006 without calibration data, FQ008 for an output that cannot be written,
-            FQ501 for ops the backend cannot lower, and whatever capture and passes raise. Nothing
-            is then written, and an older bundle is as it was.
+            FQ405 for a program quantized for another target, FQ501 for ops the backend cannot
+            lower, and whatever capture and passes raise. Nothing is then written, and an older
+            bundle is as it was.
     """
     out = Path(out)
     require_writable(out, force)
@@ -77,8 +79,10 @@ def lower(
 
         model = shipped(model)
     start = captured(model, example_inputs, progress=progress, dynamic=not target.fixed_size)
-    if target.fixed_size and start.origin.dynamic and start.quantization is None:
-        start = at_captured_size(start)
+    _require_target(start, target)
+    if target.fixed_size and start.origin.dynamic:
+        inputs = None if example_inputs is None else as_tuple(start.origin.module, example_inputs)
+        start = at_size(start, inputs)
     steps = _steps(target, passes, observer, data)
     if start.quantization is not None:
         steps = []
@@ -116,6 +120,16 @@ def lower(
         content["backend"] = target.name
         manifest = write_manifest(stage, kinds, content)
     return Bundle(out, manifest, result, program)
+
+
+def _require_target(program: Program, target: Backend) -> None:
+    table = program.quantization
+    if table is not None and table.profile.name != target.profile.name:
+        raise FuseqError(
+            "FQ405",
+            f"the program was quantized for '{table.profile.name}', not '{target.profile.name}'",
+            fix=f"target='{target.profile.name}' in prepare or quantize",
+        )
 
 
 def float_steps(steps: Sequence[Pass]) -> list[Pass]:

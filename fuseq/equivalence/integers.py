@@ -36,7 +36,7 @@ def file_parity(
         The check, and the first value in execution order that breaks its gate.
     """
     assert program.quantization is not None
-    interface = interface_of(program)
+    interface = interface_of(program, arithmetic)
     feeds = interface.feeds(runner, tuple(x.numpy() for x in inputs))
     shown = dict(runner.integers(*feeds))
     # The outputs come from the file as it ships, not from the copy that shows its integers.

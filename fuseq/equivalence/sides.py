@@ -23,6 +23,7 @@ from fuseq.backend import Runner
 from fuseq.bundle import MANIFEST, Bundle, read_bundle
 from fuseq.errors import FuseqError
 from fuseq.program import Program
+from fuseq.quant.arithmetic import ARITHMETICS
 from fuseq.quant.executor import execute
 from fuseq.quant.grid import LIMITS, Grid
 
@@ -135,7 +136,7 @@ def _file_side(
             "FQ013", f"nothing here runs '{path.name}'", fix=f"files that end in {endings}"
         )
     runner: Runner = plugins.load("runners", kind)(path)
-    interface = interface or Interface((), ())
+    interface = interface or Interface()
 
     def run(*arrays: np.ndarray) -> list[np.ndarray]:
         return interface.reals(runner(*interface.feeds(runner, arrays)))
@@ -162,7 +163,9 @@ def _bundle_side(bundle: Bundle) -> Side:
         raise FuseqError("FQ013", f"bundle '{bundle.path}' lists no file to run", fix="lower again")
     stored = np.load(golden)
     inputs = tuple(stored[f"input.{entry['name']}"] for entry in bundle.manifest["inputs"])
-    interface = Interface(_grids(bundle.manifest["inputs"]), _grids(bundle.manifest["outputs"]))
+    profile = plugins.load("backends", bundle.manifest["backend"]).profile
+    grids = [_grids(bundle.manifest[side]) for side in ("inputs", "outputs")]
+    interface = Interface(grids[0], grids[1], profile.arithmetic)
     return _file_side(file, inputs, f"{bundle.path.name}/{file.name}", interface)
 
 
@@ -173,16 +176,19 @@ class Interface:
     Attributes:
         inputs: grid of each input, None for a float one; empty if nothing is known.
         outputs: the same for outputs.
+        arithmetic: quantizes inputs, so that a file with integer inputs gets what the executor has.
     """
 
-    inputs: tuple[Grid | None, ...]
-    outputs: tuple[Grid | None, ...]
+    inputs: tuple[Grid | None, ...] = ()
+    outputs: tuple[Grid | None, ...] = ()
+    arithmetic: str = "ideal"
 
     def feeds(self, runner: Runner, arrays: tuple[np.ndarray, ...]) -> list[np.ndarray]:
         """Integers where the file has no quantizer of its own, floats as they are elsewhere."""
         grids = self.inputs or (None,) * len(arrays)
+        quantize = ARITHMETICS[self.arithmetic].quantize
         return [
-            grid.shifted_to(dtype).quantize(torch.from_numpy(x)).numpy().astype(dtype)
+            quantize(torch.from_numpy(x), grid.shifted_to(dtype)).numpy().astype(dtype)
             if grid and dtype in LIMITS
             else x
             for grid, dtype, x in zip(grids, runner.dtypes, arrays, strict=True)
@@ -218,13 +224,19 @@ def integers_of(output: np.ndarray, grid: Grid) -> np.ndarray:
     return output.astype(np.int32) + shift if shift else output
 
 
-def interface_of(program: Program) -> Interface:
-    """The interface of what a quantized program is lowered to."""
+def interface_of(program: Program, arithmetic: str | None = None) -> Interface:
+    """The interface of what a quantized program is lowered to.
+
+    Args:
+        program: quantized.
+        arithmetic: of the runtime; the profile's own by default.
+    """
     assert program.quantization is not None
     grids = program.quantization.grids
     return Interface(
         tuple(grids.get(node.name) for node in program.inputs()),
         tuple(grids.get(node.name) for node in program.outputs()),
+        arithmetic or program.quantization.profile.arithmetic,
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import fuseq
 from fuseq import ops
 from fuseq.backends.onnx import OnnxBackend
-from fuseq.fixed_size import FIXED, at_captured_size
+from fuseq.fixed_size import FIXED, at_size
 
 IMAGE = torch.rand(1, 4, 16, 12)
 
@@ -53,11 +53,11 @@ def test_a_program_is_fixed_later() -> None:
     model = Tokens().eval()
     program = fuseq.capture(model, IMAGE)
     assert shape_nodes(program)
-    fixed = at_captured_size(program)
+    fixed = at_size(program)
     assert shape_nodes(program)
     assert (fixed.origin.dynamic, fixed.origin.notes, shape_nodes(fixed)) == ((), (FIXED,), [])
     torch.testing.assert_close(fixed(IMAGE), model(IMAGE))
-    assert at_captured_size(fixed).origin.notes == (FIXED,)
+    assert at_size(fixed).origin.notes == (FIXED,)
 
 
 class Halves(nn.Module):
