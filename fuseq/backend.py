@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.grid import Grid
 from fuseq.quant.profile import Profile
+
+if TYPE_CHECKING:
+    from fuseq.equivalence.result import Check, Divergence
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,14 @@ class Backend(ABC):
         name: as it is spelled in `--backend`.
         profile: what the target does with integers.
         pipeline: passes to run before `lower`, as `--passes` spells them.
+        known_chips: chips that a backend compiles for, with what is known of each; a backend that
+            has some takes their names as its option `chips`.
     """
 
     name: ClassVar[str]
     profile: ClassVar[Profile]
     pipeline: ClassVar[str]
+    known_chips: ClassVar[Mapping[str, Mapping[str, str | int]]] = {}
 
     @abstractmethod
     def refusals(self, program: Program) -> list[Refusal]:
@@ -145,6 +151,21 @@ class Backend(ABC):
             FuseqError: as `runner`.
         """
         return {self.profile.arithmetic: self.runner(file)}
+
+    def checks(self, program: Program, folder: Path) -> list[tuple[Check, Divergence | None]]:
+        """Checks of the backend's own on what it lowered, past those that every backend gets.
+
+        Args:
+            program: quantized.
+            folder: what `lower` wrote.
+
+        Returns:
+            Each check, and the first value that breaks its gate where that is known.
+
+        Raises:
+            FuseqError: as the tools of the backend do.
+        """
+        return []
 
     def interface_grid(self, grid: Grid) -> Grid | None:
         """The grid on which a file takes or gives a value that is on `grid` inside.

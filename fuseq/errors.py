@@ -45,7 +45,7 @@ CODES: dict[str, tuple[str, int]] = {
     "FQ502": ("a backend's tool is missing or incompatible", TOOL_MISSING),
     "FQ503": ("this machine cannot run a backend's tool", TOOL_MISSING),
     "FQ504": ("the target's own compiler refuses the file", REFUSED),
-    "FQ505": ("a backend's tool crashed", TOOL_MISSING),
+    "FQ505": ("a backend's tool crashed or failed", TOOL_MISSING),
     "FQ506": ("a backend's tool ran out of time", TOOL_MISSING),
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,9 +35,12 @@ from fuseq.backends.qnn.refused_nodes import refused_nodes
 from fuseq.errors import FuseqError
 
 BINARY = "model_ctx_qnn.bin"
+GRAPH = "graph.json"
 TIMEOUT = 600.0
 """Seconds. The slowest compile measured, 1920x1080, took 17."""
 
+_TIMESTAMP = re.compile(rb'(?<="timestamp": ")\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?= UTC")')
+_NO_TIME = b"1980-01-01 00:00:00"
 _ROOM = 2**20
 """Bytes. With less left on the disk, that is why the tool failed."""
 
@@ -84,13 +88,16 @@ def compile_context(model: Path, chip: Chip, out: Path, *, timeout: float = TIME
         stage.mkdir()
         for name in (worker.CONTEXT, BINARY):
             (Path(folder) / name).rename(stage / name)
-        graph_file.rename(stage / "graph.json")
+        graph_file.rename(stage / GRAPH)
         stage.rename(out)
     return Compiled(out / worker.CONTEXT, out / BINARY, graph, answer["peak_rss_mb"])
 
 
 def write_dlc(model: Path, chip: Chip, out: Path, *, timeout: float = TIMEOUT) -> None:
-    """Write a QDQ file as a DLC, which the vendor's tools read. Its bytes hold the time of day.
+    """Write a QDQ file as a DLC, which the vendor's tools read.
+
+    The tool notes the time of day in it. That is replaced by the date that its archive's entries
+    have, so that the same model gives the same bytes.
 
     Args:
         model: ONNX with fixed sizes.
@@ -106,6 +113,7 @@ def write_dlc(model: Path, chip: Chip, out: Path, *, timeout: float = TIMEOUT) -
     with tempfile.TemporaryDirectory(prefix=".htp.", dir=out.parent) as folder:
         _work("dlc", model, chip, Path(folder), timeout)
         [written] = Path(folder, "dlc").glob("*.dlc")
+        written.write_bytes(_TIMESTAMP.sub(_NO_TIME, written.read_bytes()))
         written.rename(out)
 
 
@@ -164,26 +172,34 @@ def _work(
     if failed and shutil.disk_usage(folder).free < _ROOM:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     if done.returncode or not answer:
-        raise _crash(action, model, chip, done.returncode)
+        raise _crash(action, model, chip, _ended(done.returncode))
     if answer["error"]:
-        raise _failure(action, model, chip, answer["error"], log.read_text(errors="replace"))
+        if answer["ready"]:
+            raise _crash(action, model, chip, answer["error"])
+        raise _failure(model, chip, answer["error"], log.read_text(errors="replace"))
     return answer
 
 
-def _crash(action: str, model: Path, chip: Chip, status: int) -> FuseqError:
-    ended = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+def _ended(status: int) -> str:
+    if status >= 0:
+        return f"it ended with status {status}"
+    memory = " (most often that means that memory ran out)" if status == -signal.SIGKILL else ""
+    return f"it was ended by {signal.Signals(-status).name}{memory}"
+
+
+def _crash(action: str, model: Path, chip: Chip, why: str) -> FuseqError:
     context = model.name == worker.CONTEXT
     return FuseqError(
         "FQ505",
-        f"the HTP tool crashed ({ended}) when asked to {action} {model.name} for {chip.name}",
-        why="SIGKILL most often means that memory ran out" if status == -signal.SIGKILL else None,
+        f"the HTP tool crashed or failed when asked to {action} {model.name} for {chip.name}",
+        why=why,
         fix="compare the sha256 of the context with the one in fuseq.json: a damaged one crashes"
         if context
         else "try a smaller frame, or another chip, and leave out layers until it holds",
     )
 
 
-def _failure(action: str, model: Path, chip: Chip, error: str, log: str) -> FuseqError:
+def _failure(model: Path, chip: Chip, error: str, log: str) -> FuseqError:
     if model.name == worker.CONTEXT:
         return FuseqError(
             "FQ013",

@@ -8,7 +8,8 @@ Request, as JSON on stdin: `action` ("compile", "dlc" or "run"), `model` (path),
 (number); for "run" also `names` of inputs, whose values are in `inputs.npz` in that order. Left in
 the directory:
 
-    result.json         {"error": null or the runtime's words, "peak_rss_mb": ..., "names": [...]}
+    result.json         {"error": null or the runtime's words, "ready": whether the session was
+                        made, "peak_rss_mb": ..., "names": [...]}
     model_ctx.onnx      "compile": the context; its binary is model_ctx_qnn.bin
     graphs/*.json       "compile": every graph that was given to the HTP
     dlc/*.dlc           "dlc"
@@ -29,43 +30,28 @@ def main() -> None:
     import resource  # not on Windows, where other modules read CONTEXT
 
     request = json.load(sys.stdin)
-    error, names = None, []
-    try:
-        names = _ACTIONS[request["action"]](request)
-    except Exception as raised:  # every failure of the libraries is a plain exception
-        error = f"{type(raised).__name__}: {raised}"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts KiB
-    Path("result.json").write_text(
-        json.dumps({"error": error, "peak_rss_mb": peak, "names": names})
-    )
-
-
-def _compile(request: dict[str, Any]) -> list[str]:
-    graphs = {"dump_json_qnn_graph": "1", "json_qnn_graph_dir": "graphs"}
-    context = {
-        "ep.context_enable": "1",
-        "ep.context_embed_mode": "0",
-        "ep.context_file_path": CONTEXT,
-    }
+    answer: dict[str, Any] = {"error": None, "ready": False, "names": []}
     Path("graphs").mkdir()
-    _session(request, graphs, context)
-    return []
+    try:
+        session = _session(request, *_ACTIONS[request["action"]])
+        answer["ready"] = True
+        if request["action"] == "run":
+            answer["names"] = _run(session, request["names"])
+    except Exception as raised:  # every failure of the libraries is a plain exception
+        answer["error"] = f"{type(raised).__name__}: {raised}"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts KiB
+    answer["peak_rss_mb"] = peak
+    Path("result.json").write_text(json.dumps(answer))
 
 
-def _dlc(request: dict[str, Any]) -> list[str]:
-    _session(request, {"dump_qnn_ir_dlc": "1", "dump_qnn_ir_dlc_dir": "dlc"}, {})
-    return []
-
-
-def _run(request: dict[str, Any]) -> list[str]:
+def _run(session: Any, names: list[str]) -> list[str]:
     import numpy as np
 
-    session = _session(request, {}, {})
-    names = [output.name for output in session.get_outputs()]
+    outputs = [output.name for output in session.get_outputs()]
     with np.load("inputs.npz") as inputs:
-        feeds = dict(zip(request["names"], inputs.values(), strict=True))
-    np.savez("outputs.npz", *session.run(names, feeds))
-    return names
+        feeds = dict(zip(names, inputs.values(), strict=True))
+    np.savez("outputs.npz", *session.run(outputs, feeds))
+    return outputs
 
 
 def _session(request: dict[str, Any], options: dict[str, str], config: dict[str, str]) -> Any:
@@ -91,7 +77,19 @@ def _session(request: dict[str, Any], options: dict[str, str], config: dict[str,
     return onnxruntime.InferenceSession(model, session, enable_fallback=0)
 
 
-_ACTIONS = {"compile": _compile, "dlc": _dlc, "run": _run}
+_ACTIONS: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    "compile": (
+        {"dump_json_qnn_graph": "1", "json_qnn_graph_dir": "graphs"},
+        {
+            "ep.context_enable": "1",
+            "ep.context_embed_mode": "0",
+            "ep.context_file_path": CONTEXT,
+        },
+    ),
+    "dlc": ({"dump_qnn_ir_dlc": "1", "dump_qnn_ir_dlc_dir": "dlc"}, {}),
+    "run": ({}, {}),
+}
+"""Options of the provider and entries of the session for each action."""
 
 if __name__ == "__main__":
     main()

@@ -87,6 +87,10 @@ def check_lowered(
                 check, first = file_parity(program, each, inputs, arithmetic)
                 checks.append(check)
                 divergence = divergence or first
+        if "int8" in files:
+            for check, first in backend.checks(program, files["int8"].parent):
+                checks.append(check)
+                divergence = divergence or first
     return CheckResult(tuple(checks), divergence)
 
 

@@ -72,6 +72,7 @@ def test_a_dlc(model, tmp_path) -> None:
     emulator.write_dlc(model, CHIP, tmp_path / "model.dlc")
     assert [file.name for file in tmp_path.iterdir()] == ["model.dlc"]
     assert (tmp_path / "model.dlc").read_bytes().startswith(b"PK")
+    assert b'"timestamp": "1980-01-01 00:00:00 UTC"' in (tmp_path / "model.dlc").read_bytes()
     with pytest.raises(FuseqError, match="FQ008"):
         emulator.write_dlc(model, CHIP, tmp_path / "model.dlc")
 

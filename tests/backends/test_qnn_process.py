@@ -18,8 +18,14 @@ from fuseq.errors import FuseqError
 
 CHIP = CHIPS["sm8750"]
 SAY = "import json, os, pathlib, signal, sys, time; pathlib.Path('model_ctx.onnx').touch(); "
-FAIL = "open('result.json', 'w').write(json.dumps({'error': 'no', 'peak_rss_mb': 1})); "
+FAIL = "open('result.json', 'w').write(json.dumps({'error': 'no', 'ready': False})); "
 REFUSED = """\
+... GetCapability pass 1 (pre-Layout-Transform)
+... Validation FAILED for 1 nodes in OrtNodeUnit (Transpose) :
+	Operator type: Transpose Node name: nchw Node index: 0
+	REASON : Failed to add node.
+
+... GetCapability pass 2 (post-Layout-Transform)
 ... Validation FAILED for 1 nodes in OrtNodeUnit (DequantizeLinear) :
 	Operator type: DequantizeLinear Node name: weight Node index: 1
 	REASON : a standalone quantizer
@@ -32,6 +38,12 @@ REFUSED = """\
 	Operator type: Mish Node name: act Node index: 5
 	REASON : Operators of type `Mish` are not supported.
 
+... backendValidateOpConfig() failed for node `up_token_6` of type `TransposeConv2d` with code 3110
+... Validation FAILED for 1 nodes in OrtNodeUnit (ConvTranspose) :
+	Operator type: ConvTranspose Node name: up_token_6 Node index: 7
+	REASON : Failed to add node.
+
+... GetCapability pass 2 (post-Layout-Transform)
 ... Validation FAILED for 1 nodes in OrtNodeUnit (QNNExecutionProvider_1) :
 	Operator type: QNNExecutionProvider_1 Node name: QNNExecutionProvider_1_0 Node index: 7
 	REASON : what it made itself
@@ -64,10 +76,11 @@ def process(tmp_path, monkeypatch):
         ("sys.exit(7)", "FQ505", 4, "status 7"),
         ("pass", "FQ505", 4, "status 0"),
         ("time.sleep(60)", "FQ506", 4, "within 3 s"),
-        (FAIL, "FQ504", 3, "no"),
+        (FAIL, "FQ504", 3, "why: no"),
+        (FAIL.replace("False", "True"), "FQ505", 4, "why: no"),
         (FAIL + f"print({REFUSED!r})", "FQ504", 3, "Operators of type `Mish`"),
     ],
-    ids=["killed", "segfault", "status", "silent", "hang", "error", "refused"],
+    ids=["killed", "segfault", "status", "silent", "hang", "error", "ran", "refused"],
 )
 def test_a_failed_process_leaves_nothing(process, script, code, exit_code, words) -> None:
     error = process(script)
@@ -76,10 +89,13 @@ def test_a_failed_process_leaves_nothing(process, script, code, exit_code, words
 
 
 def test_reasons_in_the_log() -> None:
-    [node] = refused_nodes(REFUSED)
-    assert node == RefusedNode("act", "Mish", "Operators of type `Mish` are not supported.")
+    mish, up = refused_nodes(REFUSED)
+    assert mish == RefusedNode("act", "Mish", "Operators of type `Mish` are not supported.")
+    reason = "the HTP has no TransposeConv2d for such operands (code 3110)"
+    assert up == RefusedNode("up", "ConvTranspose", reason)
     [quantizer] = refused_nodes(REFUSED.partition("... Validation PASSED")[0])
     assert quantizer.name == "weight"
+    assert refused_nodes("") == []
 
 
 def write_graph(file: Path, **data_types: int) -> Path:

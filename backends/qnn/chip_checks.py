@@ -1,0 +1,126 @@
+"""What is held for every chip before a bundle is handed out.
+
+On 64x64 pixels, because the emulator is slow: every op from the HTP's own operands, once for each
+family of processors, because families round differently; a context that is loaded against a file
+that is compiled afresh; and, only reported, the outputs from end to end.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from fuseq.backends.qnn.chips import CHIPS, Chip
+from fuseq.backends.qnn.emulator import GRAPH, compile_context
+from fuseq.backends.qnn.htp_graph import read_htp_graph
+from fuseq.backends.qnn.htp_runner import HtpRunner
+from fuseq.backends.qnn.op_steps import op_check
+from fuseq.backends.qnn.patch import at_patch
+from fuseq.backends.qnn.worker import CONTEXT
+from fuseq.equivalence.compare import fidelity, parity
+from fuseq.equivalence.result import Check, Divergence
+from fuseq.equivalence.sides import integers_of, interface_of
+from fuseq.program import Program
+
+Found = tuple[Check, Divergence | None]
+
+FAMILIES = ((CHIPS["sm8450"], range(68, 73)), (CHIPS["sm8750"], range(73, 100)))
+"""HTP versions that round alike, with a chip to stand for each."""
+
+
+def chip_checks(
+    program: Program, folder: Path, chips: Sequence[Chip], write: Callable[[Program, Path], Path]
+) -> list[Found]:
+    """Every check of every chip.
+
+    Args:
+        program: quantized, at a fixed size.
+        folder: where the contexts of the chips are.
+        chips: that the program was compiled for.
+        write: writes the QDQ file of a program into a directory, and says where it is.
+
+    Raises:
+        FuseqError: as compiling and running raise.
+    """
+    patch = at_patch(program)
+    with tempfile.TemporaryDirectory(prefix="fuseq.patch.") as place:
+        model = write(patch, Path(place))
+        found: list[Found] = [(_compiled(chip, folder / chip.name / GRAPH), None) for chip in chips]
+        found += [_ops(patch, model, chip) for chip in of_each_family(chips)]
+        for chip in chips:
+            context = folder / chip.name / CONTEXT
+            if patch is not program:
+                context = compile_context(model, chip, Path(place) / chip.name).context
+            found += [(check, None) for check in _outputs(patch, model, chip, context)]
+    return found
+
+
+def of_each_family(chips: Sequence[Chip]) -> list[Chip]:
+    """One chip of each family: the first that is wanted, or the one that stands for it."""
+    return [
+        next((chip for chip in chips if chip.htp in versions), standing)
+        for standing, versions in FAMILIES
+    ]
+
+
+def _compiled(chip: Chip, file: Path) -> Check:
+    """What `compile_context` required already, for the record."""
+    graph = read_htp_graph(file)
+    metrics = {
+        "ops": sum(graph.ops.values()),
+        "transposes": graph.transposes,
+        "float_ops": len(graph.floats),
+    }
+    pair = f"QDQ file <-> graph given to HTP v{chip.htp}"
+    gate = {"float_ops": 0}
+    return Check(f"graph-{chip.name}", pair, "parity", metrics, gate, not graph.floats)
+
+
+def _ops(program: Program, model: Path, chip: Chip) -> Found:
+    runner = HtpRunner(model, chip)
+    feeds = _feeds(program, runner)
+    shown = dict(runner.integers(*feeds))
+    # The outputs come from the file as it ships, not from the copy that shows its integers.
+    grids = interface_of(program).outputs
+    for node, grid, output in zip(program.outputs(), grids, runner(*feeds), strict=True):
+        if grid is not None:
+            shown[node.name] = integers_of(output, grid)
+    size = "x".join(map(str, program.example_inputs[0].shape))
+    pair = f"exact arithmetic <-> {runner.runtime}, op by op"
+    return op_check(
+        f"ops-{chip.name}-{size}", pair, program, shown, program.example_inputs, runner.note
+    )
+
+
+def _outputs(program: Program, model: Path, chip: Chip, context: Path) -> list[Check]:
+    runner = HtpRunner(model, chip)
+    feeds = _feeds(program, runner)
+    fresh, loaded = runner(*feeds), runner.run(context, *feeds)
+    with torch.no_grad():
+        leaves = pytree.tree_leaves(program(*program.example_inputs))
+    ours, theirs = [y.numpy() for y in leaves], interface_of(program).reals(fresh)
+    return [
+        parity(
+            f"reload-{chip.name}",
+            f"compiled afresh <-> loaded context ({chip.name})",
+            fresh,
+            loaded,
+        ),
+        fidelity(
+            f"end-to-end-{chip.name}",
+            f"program <-> {runner.runtime}, end to end",
+            ours,
+            theirs,
+            note=runner.note,
+        ),
+    ]
+
+
+def _feeds(program: Program, runner: HtpRunner) -> list[np.ndarray]:
+    inputs = tuple(x.numpy() for x in program.example_inputs)
+    return interface_of(program).feeds(runner, inputs)
