@@ -272,6 +272,20 @@ def test_mean_of_a_map(size: Pair, seed: int) -> None:
 
 
 @SEEDS
+@pytest.mark.parametrize("dims", [(0,), (1,), (2,), (3,), (1, 2, 3), (0, 2), (1, 3), (0, 3)])
+def test_means_over_any_dimensions(dims: tuple[int, ...], seed: int) -> None:
+    """Of stored dimensions, which the kernel takes innermost first or last."""
+    random = np.random.default_rng(seed)
+    grid = any_grid(random, "int8")
+    output = near(random, grid, 0.5, 8)
+    q = integers(random, (2, 7, 9, 35), grid)
+    ours = XNNPACK.mean(q, grid, output, dims)
+    operands = [Operand(q, grid), sizes(*dims)]
+    theirs = run("MEAN", operands, ours.shape, output, options="Reducer", keepDims=True)
+    assert torch.equal(ours, theirs)
+
+
+@SEEDS
 @pytest.mark.parametrize("zero_point", [0, 7])
 def test_matmul(zero_point: int, seed: int) -> None:
     random = np.random.default_rng(seed)
