@@ -47,6 +47,7 @@ CODES: dict[str, tuple[str, int]] = {
     "FQ504": ("the target's own compiler refuses the file", REFUSED),
     "FQ505": ("a backend's tool crashed or failed", TOOL_MISSING),
     "FQ506": ("a backend's tool ran out of time", TOOL_MISSING),
+    "FQ507": ("a backend made a file that breaks a rule of its format", REFUSED),
 }
 
 

@@ -73,6 +73,7 @@ class TfliteBackend(Backend):
     def lower(self, program: Program, out: Path) -> list[Artifact]:
         """`model.fp32.tflite`, and `model.int8.tflite` if the program is quantized."""
         from fuseq.backends.tflite.emit import to_tflite
+        from fuseq.backends.tflite.verifier import require_valid
 
         plain = program.clone()
         plain.quantization = None
@@ -81,6 +82,7 @@ class TfliteBackend(Backend):
             forms.append(("model.int8.tflite", "int8", program))
         for path, _, form in forms:
             data = to_tflite(form, self.interface_grid, self.layout, self.resizable)
+            require_valid(data, path)
             (out / path).write_bytes(data)
         return [Artifact(path, kind) for path, kind, _ in forms]
 

@@ -63,7 +63,7 @@ VERSIONS: Mapping[str, Mapping[str, int]] = {
     "QUANTIZE": {"float32": 1, "int8": 2, "int16": 2, "uint8": 1},
     "RELU": {"float32": 1, "int8": 2, "int16": 3},
     "RELU6": {"float32": 1, "int8": 2, "int16": 3},
-    "RESHAPE": {"float32": 1, "int8": 1, "int16": 1},
+    "RESHAPE": {"float32": 1, "int8": 1, "int16": 1, "uint8": 1},
     "RESIZE_BILINEAR": {"float32": 3, "int8": 3, "int16": 4},
     "RESIZE_NEAREST_NEIGHBOR": {"float32": 3, "int8": 3, "int16": 4},
     "RSQRT": {"float32": 1, "int8": 2},
@@ -73,7 +73,7 @@ VERSIONS: Mapping[str, Mapping[str, int]] = {
     "STRIDED_SLICE": {"float32": 1, "int8": 2, "int16": 4},
     "SUB": {"float32": 1, "int8": 2, "int16": 5},
     "TANH": {"float32": 1, "int8": 2, "int16": 3},
-    "TRANSPOSE": {"float32": 1, "int8": 2, "int16": 4},
+    "TRANSPOSE": {"float32": 1, "int8": 2, "int16": 4, "uint8": 1},
     "TRANSPOSE_CONV": {"float32": 3, "int8": 3, "int16": 4},
 }
 """Op -> dtype of its first operand -> the lowest version that holds our use of it."""

@@ -75,6 +75,13 @@ def _conv_transpose2d(program: Program, node: fx.Node) -> Reason | None:
     return None
 
 
+def _linear(program: Program, node: fx.Node) -> Reason | None:
+    shape = program.shape(node.all_input_nodes[0])
+    if len(shape) != 2:
+        return f"FULLY_CONNECTED takes rows, and here is {shape}", "--passes fuse-affine,legalize"
+    return None
+
+
 def _max_pool(program: Program, node: fx.Node) -> Reason | None:
     if node.kwargs["dilation"] != (1, 1):
         return "MAX_POOL_2D has no dilation", "dilation=1"
@@ -133,6 +140,7 @@ def _slice(program: Program, node: fx.Node) -> Reason | None:
 
 _CHECKS: dict[str, Callable[[Program, fx.Node], Reason | None]] = {
     "conv_transpose2d": _conv_transpose2d,
+    "linear": _linear,
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "adaptive_avg_pool": _adaptive_avg_pool,

@@ -1,0 +1,88 @@
+"""Versions of operators: as low as what is used of them allows, as high as every kernel set knows.
+
+A version says which additions to an operator a file uses. One that is too low makes an older
+runtime run what it does not know; one that is too high is refused when the file is loaded, by one
+set of kernels or by both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from fuseq.backends.tflite.file import VERSIONS
+from fuseq.backends.tflite.verifier.graph import Operator
+from fuseq.backends.tflite.verifier.violation import Violation, broken
+
+HIGHEST: Mapping[str, int] = {
+    "ABS": 3,
+    "ADD": 5,
+    "AVERAGE_POOL_2D": 3,
+    "BATCH_MATMUL": 4,
+    "CONCATENATION": 7,
+    "CONV_2D": 8,
+    "DEPTHWISE_CONV_2D": 6,
+    "DEPTH_TO_SPACE": 1,
+    "DEQUANTIZE": 9,
+    "DIV": 2,
+    "EXP": 2,
+    "FULLY_CONNECTED": 14,
+    "GELU": 2,
+    "HARD_SWISH": 1,
+    "LEAKY_RELU": 2,
+    "LOG": 2,
+    "LOGISTIC": 3,
+    "MAXIMUM": 4,
+    "MAX_POOL_2D": 3,
+    "MEAN": 3,
+    "MINIMUM": 4,
+    "MIRROR_PAD": 3,
+    "MUL": 7,
+    "NEG": 1,
+    "PAD": 6,
+    "PADV2": 6,
+    "PRELU": 1,
+    "QUANTIZE": 6,
+    "RELU": 3,
+    "RELU6": 3,
+    "RESHAPE": 1,
+    "RESIZE_BILINEAR": 4,
+    "RESIZE_NEAREST_NEIGHBOR": 4,
+    "RSQRT": 3,
+    "SOFTMAX": 3,
+    "SPACE_TO_DEPTH": 2,
+    "SQRT": 2,
+    "STRIDED_SLICE": 4,
+    "SUB": 5,
+    "TANH": 3,
+    "TRANSPOSE": 8,
+    "TRANSPOSE_CONV": 5,
+}
+"""Highest version that both kernel sets of ai-edge-litert 2.3.0 load (tests measure it)."""
+
+
+def version_violations(operator: Operator) -> Iterator[Violation]:
+    """Versions that do not fit what the operator does."""
+    low, high = lowest_version(operator), HIGHEST.get(operator.code)
+    if low is None or high is None or low <= operator.version <= high:
+        return
+    needed = str(low) if low == high else f"{low} to {high}"
+    yield broken(operator, operator.output, "version", operator.version, needed)
+
+
+def lowest_version(operator: Operator) -> int | None:
+    """Lowest version that has what the operator uses; None for operators fuseq never writes."""
+    known, first = VERSIONS.get(operator.code, {}), operator.values[0]
+    if first.dtype not in known:
+        return None
+    return max(known[first.dtype], _for_its_form(operator))
+
+
+def _for_its_form(operator: Operator) -> int:
+    values = operator.values
+    if operator.code == "CONV_2D" and values[0].shape[-1] != values[1].shape[-1]:
+        return 6  # groups
+    if operator.code == "FULLY_CONNECTED" and values[0].dtype == "int8":
+        return 12 if values[1].scales.size > 1 else 1
+    if operator.code == "TRANSPOSE" and len(values[0].shape) == 6:
+        return 6
+    return 1
