@@ -11,7 +11,6 @@ for the backward pass is one byte an element.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,28 +29,6 @@ def rounded(v: Tensor, limits: Pair, given: Tensor | None = None) -> Tensor:
         given: the integers to return, of the same shape, where another rule of rounding made them.
     """
     result: Tensor = _Round.apply(v, limits, given)  # type: ignore[no-untyped-call]
-    return result
-
-
-def summed(
-    a: Tensor,
-    b: Tensor,
-    kernel: Callable[[Tensor, Tensor], Tensor],
-    ratios: tuple[float, float],
-    limits: Pair,
-    extremes: list[Tensor] | None,
-) -> Tensor:
-    """Integers of a sum by a kernel that does not cut, cut, with gradients `ratio dL/dv`.
-
-    Args:
-        a: centered integers.
-        b: broadcasts with `a`.
-        kernel: gives int32 centered integers of the sum, or of a part of both along dimension 0.
-        ratios: scales of `a` and of `b` over that of the sum.
-        limits: smallest and largest centered integer.
-        extremes: gets the smallest and largest integer of each part, `[2]`, if given.
-    """
-    result: Tensor = _Sum.apply(a, b, kernel, ratios, limits, extremes)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -77,46 +54,6 @@ class _Round(torch.autograd.Function):
         return passed(inside, gradients[0]), None, None
 
 
-class _Sum(torch.autograd.Function):
-    """Integers of `a + b` by a kernel without limits, cut, with gradients `ratio dL/dv`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        a: Tensor,
-        b: Tensor,
-        kernel: Callable[[Tensor, Tensor], Tensor],
-        ratios: tuple[float, float],
-        limits: Pair,
-        extremes: list[Tensor] | None,
-    ) -> Tensor:
-        result = torch.empty(torch.broadcast_shapes(a.shape, b.shape), device=a.device)  # type: ignore[no-untyped-call]
-        inside = torch.empty_like(result, dtype=torch.uint8)
-        whole = (a, b, result, inside)
-        # Image by image, what the kernel leaves in between stays in the cache.
-        parts = (
-            zip(*(x.chunk(len(x)) for x in whole), strict=True) if a.shape == b.shape else [whole]
-        )
-        for one, other, target, kept in parts:
-            steps = kernel(one, other)
-            if extremes is not None:
-                extremes.append(ends(steps))
-            clamped = steps.clamp(*limits)
-            target.copy_(clamped)
-            kept.copy_(uncut(steps, clamped))
-        ctx.save_for_backward(inside)
-        ctx.ratios, ctx.shapes = ratios, (a.shape, b.shape)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (inside,) = ctx.saved_tensors
-        gradient = passed(inside, gradients[0])
-        a = (gradient * ctx.ratios[0]).sum_to_size(ctx.shapes[0])
-        b = gradient.mul_(ctx.ratios[1]).sum_to_size(ctx.shapes[1])
-        return a, b, None, None, None, None
-
-
 def ends(values: Tensor) -> Tensor:
     """Smallest and largest value, `[2]`."""
     if values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last):
@@ -128,6 +65,11 @@ def limits(grid: Grid) -> Pair:
     """Smallest and largest centered integer of a grid."""
     zero_point = int(grid.zero_point)
     return grid.qmin - zero_point, grid.qmax - zero_point
+
+
+def integers(c: Tensor, grid: Grid) -> Tensor:
+    """Integers of a grid, int32, from centered ones."""
+    return c.to(torch.int32) + grid.zero_point
 
 
 def uncut(steps: Tensor, clamped: Tensor) -> Tensor:

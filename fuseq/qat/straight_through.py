@@ -27,24 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuseq.qat.gradients import ends, limits, rounded, summed
+from fuseq.qat.addition import added
+from fuseq.qat.gradients import ends, integers, limits, rounded
 from fuseq.qat.weighted import Convolution, learned_sum, weighted
 from fuseq.quant.arithmetic.base import Arithmetic, Pair, along
 from fuseq.quant.grid import Grid
-
-
-class _Endless(Grid):
-    """A grid that cuts nothing but what int32 would not hold once its zero point is taken off."""
-
-    @property
-    def qmin(self) -> int:
-        """Far below every sum that is not cut anyway."""
-        return -(2**30)
-
-    @property
-    def qmax(self) -> int:
-        """Far above every sum that is not cut anyway."""
-        return 2**30
 
 
 class StraightThrough(Arithmetic):
@@ -159,19 +146,11 @@ class StraightThrough(Arithmetic):
         return self._unary("requantize", lambda real: real, x, grid, output_grid)
 
     def add(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
-        """`a + b`; residual networks add at full size, so this one has a backward of its own."""
-        ratios = (grid_a.scale / output_grid.scale, grid_b.scale / output_grid.scale)
-        if ratios[0].requires_grad or ratios[1].requires_grad:
+        """`a + b`."""
+        grids = (grid_a, grid_b, output_grid)
+        if any(grid.scale.requires_grad for grid in grids):
             return self._pair("add", a, grid_a, b, grid_b, output_grid)
-        # On a grid without ends the kernel says where the sum lies that the real one cuts.
-        endless = _Endless(output_grid.scale, output_grid.zero_point, output_grid.dtype)
-        kernel = partial(_centered_sum, self.arithmetic, grid_a, grid_b, endless)
-        factors = (float(ratios[0]), float(ratios[1]))
-        found: list[Tensor] | None = None if self.extremes is None else []
-        total = summed(a, b, kernel, factors, limits(output_grid), found)
-        if self.extremes is not None and found:
-            self.extremes += [pair * output_grid.scale for pair in found]
-        return total
+        return added(a, b, grids, self.arithmetic, self.extremes)
 
     def sub(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """`a - b`."""
@@ -263,7 +242,7 @@ class StraightThrough(Arithmetic):
         return self._through(
             real,
             output_grid,
-            lambda: self.arithmetic.prelu(_integers(x, grid), grid, weight, output_grid),
+            lambda: self.arithmetic.prelu(integers(x, grid), grid, weight, output_grid),
         )
 
     def instance_norm(
@@ -277,7 +256,7 @@ class StraightThrough(Arithmetic):
     ) -> Tensor:
         """Channels by their own mean and variance; weight and bias are trained."""
         real = F.instance_norm(self.dequantize(x, grid), weight=weight, bias=bias, eps=eps)
-        arguments = (_integers(x, grid), grid, weight, bias, eps, output_grid)
+        arguments = (integers(x, grid), grid, weight, bias, eps, output_grid)
         return self._through(real, output_grid, partial(self.arithmetic.instance_norm, *arguments))
 
     def rsqrt(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
@@ -347,7 +326,7 @@ class StraightThrough(Arithmetic):
         return self._through(
             function(self.dequantize(x, grid)),
             output_grid,
-            lambda: kernel(_integers(x, grid), grid, output_grid, **options),
+            lambda: kernel(integers(x, grid), grid, output_grid, **options),
         )
 
     def _pair(
@@ -357,28 +336,17 @@ class StraightThrough(Arithmetic):
         return self._through(
             function(self.dequantize(a, grid_a), self.dequantize(b, grid_b)),
             output_grid,
-            lambda: kernel(_integers(a, grid_a), grid_a, _integers(b, grid_b), grid_b, output_grid),
+            lambda: kernel(integers(a, grid_a), grid_a, integers(b, grid_b), grid_b, output_grid),
         )
 
     def _through(self, real: Tensor, grid: Grid, kernel: Callable[[], Tensor]) -> Tensor:
         """The integers of a kernel, with the gradient of the reals it stands for."""
         self._observe(real, None)
         with torch.no_grad():
-            integers = (kernel() - grid.zero_point).float()
-        return rounded(real / grid.scale, limits(grid), integers)
+            given = (kernel() - grid.zero_point).float()
+        return rounded(real / grid.scale, limits(grid), given)
 
     def _observe(self, values: Tensor, scale: Tensor | None) -> None:
         if self.extremes is not None:
             found = ends(values.detach())
             self.extremes.append(found if scale is None else found * scale.detach())
-
-
-def _integers(c: Tensor, grid: Grid) -> Tensor:
-    return c.to(torch.int32) + grid.zero_point
-
-
-def _centered_sum(
-    arithmetic: Arithmetic, grid_a: Grid, grid_b: Grid, output_grid: Grid, a: Tensor, b: Tensor
-) -> Tensor:
-    q = arithmetic.add(_integers(a, grid_a), grid_a, _integers(b, grid_b), grid_b, output_grid)
-    return q.sub_(output_grid.zero_point)
