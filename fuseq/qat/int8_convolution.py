@@ -35,7 +35,8 @@ def available() -> bool:
         return False
     if not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
         return False
-    q, weight = torch.full((1, 32, 8, 8), 255, dtype=torch.uint8), torch.full((32, 32, 3, 3), 127)
+    q = torch.full((1, 32, 8, 8), 255, dtype=torch.uint8, device="cpu")
+    weight = torch.full((32, 32, 3, 3), 127, device="cpu")
     total = convolve(q, 0, weight, None, (1, 1), (0, 0), (1, 1))
     return bool((total == 32 * 9 * 255 * 127).all())
 
@@ -87,7 +88,8 @@ def convolve(
         Sums in float32.
     """
     geometry, onednn = (stride, padding, dilation, 1), torch.ops.onednn
-    ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.int32)
+    ones = torch.ones(len(weight), dtype=torch.float32, device="cpu")
+    zeros = torch.zeros_like(ones, dtype=torch.int32)
     packed = onednn.qconv_prepack(weight.to(torch.int8), ones, 1.0, -smallest, *geometry, q.shape)
     total: Tensor = onednn.qconv2d_pointwise(
         q, 1.0, -smallest, packed, ones, zeros, None if bias is None else bias.float(), *geometry,
