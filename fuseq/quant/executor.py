@@ -18,6 +18,7 @@ from fuseq import ops
 from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.arithmetic import ARITHMETICS, Arithmetic
+from fuseq.quant.arithmetic.base import Pair
 from fuseq.quant.grid import Grid
 from fuseq.quant.structure import flat_arguments
 from fuseq.quant.table import QuantizationTable
@@ -327,10 +328,19 @@ def _mean(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
 
 
 def _avg_pool(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
-    (x,), k = runner.operands(node), dict(node.kwargs)
-    if k.pop("ceil_mode") or k.pop("divisor_override") is not None:
+    (x,), k = runner.operands(node), dict[str, Any](node.kwargs)
+    ceil_mode, divisor = k.pop("ceil_mode"), k.pop("divisor_override")
+    if divisor is not None or (ceil_mode and _hangs_over(x.q, **k)):
         return runner.rounded_once(node, grid).q
-    return runner.arithmetic_of(node, grid).average_pool(x.q, x.grid, grid, **k)  # type: ignore[arg-type]
+    return runner.arithmetic_of(node, grid).average_pool(x.q, x.grid, grid, **k)
+
+
+def _hangs_over(
+    x: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+) -> bool:
+    """Whether rounding the size of a pool's result up adds windows."""
+    sizes = zip(x.shape[2:], kernel_size, stride, padding, strict=True)
+    return any((size + 2 * pad - kernel) % step for size, kernel, step, pad in sizes)
 
 
 def _interpolate(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:

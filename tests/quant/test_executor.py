@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 import fuseq
 from fuseq import ops, plugins, rewrite
 from fuseq.program import Program
-from fuseq.quant.executor import execute
+from fuseq.quant.executor import Execution, execute
 from fuseq.quant.grid import Grid
 
 Integers = npt.NDArray[np.int64]
@@ -274,6 +274,23 @@ def test_rounded_are_the_float_sums_beside_sixteen_bits() -> None:
     program = mixed({"wide": ("concat", "stem")})
     # `stem` and `mix` by the activations on their accumulators; the addition has no order.
     assert execute(program, (inputs(),)).rounded == {"clamp", "depthwise", "relu"}
+
+
+@pytest.mark.parametrize(("width", "rounded"), [(12, set()), (13, {"avg_pool"})])
+def test_a_pool_that_rounds_its_size_up_is_in_float_where_that_matters(
+    width: int, rounded: set[str]
+) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 8, width) - 0.5
+    conv = nn.Conv2d(3, 3, 1)
+
+    def run(ceil_mode: bool) -> Execution:
+        net = nn.Sequential(conv, nn.ReLU(), nn.AvgPool2d(2, ceil_mode=ceil_mode))
+        return execute(fuseq.quantize(net, x, calibration=[x]), (x,))
+
+    assert run(ceil_mode=True).rounded == rounded
+    if not rounded:
+        assert torch.equal(run(True).integers["avg_pool"], run(False).integers["avg_pool"])
 
 
 def test_given_integers_replace_the_values_readers_see(program: Program) -> None:
