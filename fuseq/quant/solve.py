@@ -141,10 +141,9 @@ def _members(program: Program, structure: Structure) -> dict[str, list[fx.Node]]
     return members
 
 
-_PRODUCTS = frozenset(("mul", "matmul", "conv2d", "conv_transpose2d", "linear"))
-
 _FINEST = {
-    **dict.fromkeys(("add", "sub", "mean", *_PRODUCTS), 2**-7),
+    **dict.fromkeys(("add", "sub", "mean", "mul", "matmul"), 2**-7),
+    **dict.fromkeys(("conv2d", "conv_transpose2d", "linear"), 2**-7),
     "hardswish": 2**-6,
     **dict.fromkeys(("relu", "clamp", "leaky_relu", "prelu"), 2**-20),
 }
@@ -165,11 +164,25 @@ def _smallest_scales(
             grids.append(_constant_grid(program, node, arg, structure))
     scales = [grid.scale for grid in grids if grid is not None]
     layer = program.get(node) if node.op == "call_module" else None
-    if isinstance(layer, Layer):
-        scales.append(layer.weight.detach().abs().amax().cpu() / 127)
-    if name in _PRODUCTS:
+    if isinstance(layer, Layer) and grids and grids[0] is not None:
+        return _smallest_scales_of_layer(layer, grids[0], _FINEST[name])
+    if name in ("mul", "matmul"):
         return [scales[0] * scales[1] * _FINEST[name]] if len(scales) == 2 else []
     return [scale * _FINEST[name] for scale in scales]
+
+
+def _smallest_scales_of_layer(layer: Layer, grid: Grid, finest: float) -> list[Tensor]:
+    """Of a product of integers, and such that no sum has `2**31` steps, where kernels wrap around.
+
+    A sum is bounded by the weights of one output channel, the largest input and the bias.
+    """
+    weight = layer.weight.detach().abs()
+    axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+    total = weight.sum([d for d in range(weight.dim()) if d != axis]).amax().cpu()
+    bound = total * grid.scale * (grid.qmax - grid.qmin)
+    if layer.bias is not None:
+        bound = bound + layer.bias.detach().abs().amax().cpu()
+    return [grid.scale * weight.amax().cpu() / 127 * finest, bound * 2**-30]
 
 
 def weight_grid(module: Layer, profile: Profile, input_scale: Tensor) -> Grid:

@@ -220,6 +220,15 @@ def test_products_take_no_steps_finer_than_those_of_their_integers(
     assert float(multiplier.max()) < 256
 
 
+def test_sums_of_layers_stay_below_32_bits_of_steps() -> None:
+    """From `-2**31` on, XNNPACK's convolution gives the upper end of the grid."""
+    tiny = {"x": (0.0, 1e-6), "relu": (0.0, 0.0)}
+    table = solved(lambda m, x: torch.relu(m.conv(x)), tiny)
+    bias = table.grids["conv.bias"].dequantize(table.integers["conv.bias"]).abs().max()
+    assert float(bias / table.grids["relu"].scale) < 2**31
+    assert float(bias / table.grids["relu"].scale) > 2**20
+
+
 @pytest.mark.parametrize("activation", [F.relu, F.hardswish, F.leaky_relu])
 def test_activations_that_are_always_zero_keep_their_integers_below_32_bits(
     activation: Callable[[Tensor], Tensor],
