@@ -26,6 +26,9 @@ from fuseq.quant.grid import Grid
 from fuseq.quant.structure import flat_arguments
 
 
+_BROADCAST = frozenset({"add", "sub", "mul", "div"})
+
+
 def to_tflite(
     program: Program, edge: Callable[[Grid], Grid | None], layout: str, resizable: bool
 ) -> bytes:
@@ -187,7 +190,7 @@ class _Emitter:
         if arg.op == "get_attr":
             return self._constant(arg.name, self.program.constant(arg), rank, grid)
         index, shape = self._value(arg, grid), self.program.shape(arg)
-        if ops.name_of(self.program, node) == "matmul" or len(shape) in (0, rank) or rank < 4:
+        if ops.name_of(self.program, node) not in _BROADCAST or len(shape) in (0, rank) or rank < 4:
             return index
         raised = (1,) * (rank - len(shape)) + tuple(shape)  # broadcasts as torch does
         wide = self.file.like(index, f"{arg.name}.raised", stored_shape(raised))
