@@ -25,7 +25,6 @@ from fuseq.program import Program
 from fuseq.quant.grid import Grid
 from fuseq.quant.structure import flat_arguments
 
-
 _BROADCAST = frozenset({"add", "sub", "mul", "div"})
 
 
