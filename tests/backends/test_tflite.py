@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,12 +49,12 @@ def images(count: int = 3, side: int = 32) -> list[Tensor]:
     return [torch.rand(1, 3, side, side, generator=generator) for _ in range(count)]
 
 
-def lowered(out: Path, **options: object) -> fuseq.Bundle:
+def lowered(out: Path, **options: Any) -> fuseq.Bundle:
     torch.manual_seed(0)
     data = images()
     bundle = fuseq.lower(
         Small().eval(), data[0], backend=TfliteBackend(**options), out=out, calibration=data
-    )  # type: ignore[arg-type]
+    )
     assert bundle.result is not None
     bundle.result.raise_for_status()
     return bundle
