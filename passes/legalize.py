@@ -46,11 +46,18 @@ class Legalize(fuseq.Pass):
 
 
 def _decompose(program: Program, profile: Profile) -> int:
-    nodes = [n for n in program.graph.nodes if ops.name_of(program, n) in profile.decompose]
+    spellings = {name: _DECOMPOSITIONS[name] for name in profile.decompose}
+    if profile.computes("instance_norm"):  # a target may have the norm and not its weight
+        spellings |= {"instance_norm": _norm_without_weight} if "instance_norm" in spellings else {}
+    nodes = [n for n in program.graph.nodes if ops.name_of(program, n) in spellings]
+    before = len(nodes)
     for node in nodes:
-        _DECOMPOSITIONS[ops.name_of(program, node)](program, node)
-        program.graph.erase_node(node)
-    return len(nodes)
+        spellings[ops.name_of(program, node)](program, node)
+        if node.users:
+            before -= 1  # it is spelled that way already
+        else:
+            program.graph.erase_node(node)
+    return before
 
 
 def _keep_dimensions(program: Program) -> int:
@@ -141,6 +148,18 @@ def _hardsigmoid(program: Program, node: fx.Node) -> None:
     for step in (raised, cut, scaled):
         step.meta = dict(node.meta)
     node.replace_all_uses_with(scaled)
+
+
+def _norm_without_weight(program: Program, node: fx.Node) -> None:
+    """An instance norm without weight and bias, then those as a depthwise 1x1 convolution."""
+    source, norm = node.all_input_nodes[0], program.get(node)
+    assert isinstance(norm, nn.InstanceNorm2d)
+    if norm.weight is None:
+        return
+    plain = nn.InstanceNorm2d(norm.num_features, norm.eps).eval()
+    normed = program.insert_module(f"{node.name}.norm", plain, node, source)
+    result = program.insert_module(f"{node.name}.affine", _affine(norm), node, normed)
+    node.replace_all_uses_with(result)
 
 
 def _instance_norm(program: Program, node: fx.Node) -> None:

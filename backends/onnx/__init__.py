@@ -13,6 +13,7 @@ from torch import fx
 from fuseq import ops
 from fuseq.backend import Artifact, Backend, Refusal, Runner, Tool
 from fuseq.backends.onnx.runner import OrtRunner, has_exact_u8s8
+from fuseq.backends.onnx.spellings import SPELLINGS
 from fuseq.errors import FuseqError, first_line
 from fuseq.program import Program
 from fuseq.qdq import foreign
@@ -132,6 +133,7 @@ class OnnxBackend(Backend):
                 opset=opset,
                 dynamic=self.dynamic,
                 integer_io=self.io == "integer",
+                rules=SPELLINGS,
             )
             (out / "model.int8.qdq.onnx").write_bytes(_serialized(model))
             files.append(Artifact("model.int8.qdq.onnx", "int8"))

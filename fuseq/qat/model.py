@@ -23,6 +23,7 @@ from fuseq.quant.solve import (
     Layer,
     activation_grids,
     freeze,
+    has_one_scale,
     layers,
     require_scales,
     resolved,
@@ -113,7 +114,7 @@ class QatModel(nn.Module):
         grids = self._activation_grids()
         for path, layer, source in self._layers():
             grid = weight_grid(layer, profile, grids[source].scale)
-            own = grid.scale if profile.per_channel else grid.scale[:1]
+            own = grid.scale.reshape(-1)[: None if profile.per_channel else 1]
             self.register_buffer(_name(path), own.clone())
         if learn_scales:
             self._make_scales_parameters()
@@ -182,7 +183,7 @@ class QatModel(nn.Module):
             for path, layer, source in self._layers():
                 scale = weight_grid(layer, self.profile, grids[source].scale).scale
                 kept = getattr(self, _name(path))
-                kept.copy_(scale[: len(kept)])
+                kept.copy_(scale.reshape(-1)[: len(kept)])
         self.flags.copy_(torch.tensor([observing, weight_grids_frozen]))
 
     @torch.no_grad()
@@ -243,6 +244,8 @@ class QatModel(nn.Module):
         if self.learn_scales:
             learned = getattr(self, f"{_name(path)}_log")
             scale = _grown(scale, learned, not self.weight_grids_frozen)
+        if has_one_scale(layer, self.profile):
+            return Grid(scale[0], torch.tensor(0, dtype=torch.int32), "int8")
         scale = scale.expand(_channels(layer))
         return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), "int8", _axis(layer))
 

@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fuseq.qat.addition import added
-from fuseq.qat.gradients import ends, integers, limits, rounded
+from fuseq.qat.gradients import ends, instead, integers, limits, rounded
 from fuseq.qat.weighted import Convolution, learned_sum, weighted
-from fuseq.quant.arithmetic.base import Arithmetic, Pair, along
+from fuseq.quant.arithmetic.base import Arithmetic, Function, Pair, along
 from fuseq.quant.grid import Grid
 
 
@@ -41,12 +41,18 @@ class StraightThrough(Arithmetic):
         arithmetic: whose integers it gives.
         extremes: smallest and largest real that was rounded, two 0-d tensors for each rounding, in
             order; None to skip them.
+        activation: what the sums of a layer go through, or None.
     """
 
     name: ClassVar[str] = "straight-through"
 
-    def __init__(self, arithmetic: Arithmetic, extremes: list[Tensor] | None = None) -> None:
-        self.arithmetic, self.extremes = arithmetic, extremes
+    def __init__(
+        self,
+        arithmetic: Arithmetic,
+        extremes: list[Tensor] | None = None,
+        activation: Function | None = None,
+    ) -> None:
+        self.arithmetic, self.extremes, self.activation = arithmetic, extremes, activation
 
     @property
     def means_anywhere(self) -> bool:
@@ -56,6 +62,14 @@ class StraightThrough(Arithmetic):
     def between(self, op: str, *grids: Grid) -> StraightThrough:
         """As the other arithmetic chooses."""
         return StraightThrough(self.arithmetic.between(op, *grids), self.extremes)
+
+    def activated(self, activation: Function) -> StraightThrough:
+        """The other arithmetic with an activation on its sums, and the gradient of both."""
+        return StraightThrough(self.arithmetic.activated(activation), self.extremes, activation)
+
+    def slopes(self, weight: Tensor) -> Tensor:
+        """The other arithmetic's, with the gradient of the real ones."""
+        return instead(weight, self.arithmetic.slopes(weight.detach()))
 
     def quantize(self, real: Tensor, grid: Grid) -> Tensor:
         """Centered integers of reals."""
@@ -73,6 +87,7 @@ class StraightThrough(Arithmetic):
         multiplier = self.arithmetic.float32_multiplier(multiplicands, output_grid)
         if multiplier is None:
             real = accumulator.float() * along(x.scale * weight.scale, accumulator, axis)
+            real = real if self.activation is None else self.activation(real)
             exact = accumulator.detach().double()
             arguments = (exact, multiplicands, output_grid, axis)
             kernel = partial(self.arithmetic.requantize_accumulator, *arguments)
@@ -307,7 +322,8 @@ class StraightThrough(Arithmetic):
         bias: Tensor | None,
         grids: tuple[Grid, Grid, Grid],
     ) -> Tensor:
-        if not any(grid.scale.requires_grad for grid in grids):
+        learns = any(grid.scale.requires_grad for grid in grids)
+        if not learns and self.activation is None:
             return weighted(convolution, x, weight, bias, grids, self.arithmetic, self.extremes)
         total = learned_sum(convolution, x, weight, bias, grids[:2])
         multiplicands = convolution.multiplicands(*grids[:2])

@@ -11,7 +11,7 @@ quantized at that edge.)
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ from torch import Tensor, fx, nn
 
 from fuseq import ops
 from fuseq.program import Program
-from fuseq.qdq import foreign, instance_norm
-from fuseq.qdq.float_ops import FLOAT_OPS, conv_attributes
+from fuseq.qdq import foreign
+from fuseq.qdq.float_ops import FLOAT_OPS, Rule, conv_attributes
 from fuseq.qdq.graph import DTYPES, Graph
 from fuseq.qdq.sized_ops import SIZED_OPS
 from fuseq.quant.grid import Grid
@@ -37,6 +37,9 @@ def to_onnx(
     opset: int,
     dynamic: bool,
     integer_io: bool,
+    channels_last: bool = False,
+    rules: Mapping[str, Rule] | None = None,
+    inner: Callable[[Program, fx.Node], Grid | None] | None = None,
 ) -> onnx.ModelProto:
     """ONNX model of a program.
 
@@ -46,24 +49,37 @@ def to_onnx(
         opset: 18 or 21.
         dynamic: leave open the sizes the program was proved to take.
         integer_io: inputs and outputs are the integers of their grids, without quantizers.
+        channels_last: images go in and come out `[N, H, W, C]`; a transpose stands at the edge.
+        rules: how this runtime wants ops of a quantized program, where not as in float.
+        inner: grid for the quantizer that a runtime wants to see between a layer and the activation
+            it then computes on the layer's sums all the same (tensor `<layer>.ignored`), or None.
 
     Returns:
         A checked model with the same bytes every time.
     """
-    return _Emitter(program, Graph(opset), dynamic, integer_io).run(name)
+    emitter = _Emitter(program, Graph(opset), dynamic, integer_io, channels_last)
+    emitter.rules, emitter.inner = rules or {}, inner
+    return emitter.run(name)
 
 
 class _Emitter:
-    def __init__(self, program: Program, graph: Graph, dynamic: bool, integer_io: bool) -> None:
+    def __init__(
+        self,
+        program: Program,
+        graph: Graph,
+        dynamic: bool,
+        integer_io: bool,
+        channels_last: bool,
+    ) -> None:
         self.program, self.graph = program, graph
-        self.dynamic, self.integer_io = dynamic, integer_io
+        self.dynamic, self.integer_io, self.channels_last = dynamic, integer_io, channels_last
+        self.rules: Mapping[str, Rule] = {}
+        self.inner: Callable[[Program, fx.Node], Grid | None] | None = None
         self.grids: Mapping[str, Grid] = {}
         self.integers: Mapping[str, Tensor] = {}
-        self.integer: frozenset[str] = frozenset()
         if program.quantization is not None:
             self.grids = program.quantization.grids
             self.integers = program.quantization.integers
-            self.integer = program.quantization.integer
         self.tensors: dict[fx.Node, str] = {}
         self.quantized: dict[fx.Node, str] = {}
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -77,7 +93,8 @@ class _Emitter:
                 self._outputs()
             else:
                 self._node(node)
-        return self.graph.model(name, self.inputs, self.outputs, {"fuseq.format": "1"})
+        metadata = {"fuseq.format": "1"} | ({"fuseq.layout": "nhwc"} if self.channels_last else {})
+        return self.graph.model(name, self.inputs, self.outputs, metadata)
 
     # --- interface ---
 
@@ -88,11 +105,16 @@ class _Emitter:
         dtype = str(node.meta["dtype"]).removeprefix("torch.")
         integer = grid is not None and self.integer_io
         shape = self._dims(index, self.program.shape(node))
+        image = self.channels_last and len(shape) == 4
+        if image:
+            shape = [shape[axis] for axis in (0, 2, 3, 1)]
         self.inputs.append(
             helper.make_tensor_value_info(
                 name, DTYPES[grid.dtype if integer and grid else dtype], shape
             )
         )
+        if image:
+            name = self.graph.node("Transpose", [name], f"{name}.nchw", perm=[0, 3, 1, 2])
         if integer and grid:
             self.quantized[node] = name
             self.tensors[node] = self._dequantize(node.name, name, grid)
@@ -104,10 +126,17 @@ class _Emitter:
             grid = self.grids.get(result.name)
             integer = grid is not None and self.integer_io
             source = self.quantized[result] if integer else self.tensors[result]
-            tensor = self.graph.node("Identity", [source], name)
+            image = self.channels_last and len(self.program.shape(result)) == 4
+            tensor = (
+                self.graph.node("Transpose", [source], name, perm=[0, 2, 3, 1])
+                if image
+                else self.graph.node("Identity", [source], name)
+            )
             real = str(result.meta["dtype"]).removeprefix("torch.")
             dtype = DTYPES[grid.dtype if integer and grid else real]
             shape: list[Any] = list(self.program.shape(result))
+            if image:
+                shape = [shape[axis] for axis in (0, 2, 3, 1)]
             if self.dynamic and self.program.origin.dynamic:
                 shape = [
                     s if d == 1 and len(shape) == 4 else f"{name}_{d}" for d, s in enumerate(shape)
@@ -134,6 +163,9 @@ class _Emitter:
                 self.tensors[node] = self._quantize(node, self.tensors[source])
         else:
             result = self._compute(node, name)
+            grid = self.inner(self.program, node) if self.inner else None
+            if grid is not None:
+                result = self._between(f"{node.name}.ignored", result, grid)
             self.tensors[node] = self._quantize(node, result) if node.name in self.grids else result
 
     def _compute(self, node: fx.Node, name: str) -> str:
@@ -142,10 +174,8 @@ class _Emitter:
             return self._layer(node, "ConvTranspose" if module.transposed else "Conv", module)
         if isinstance(module, nn.Linear):
             return self._linear(node, module)
-        if name == "instance_norm" and node.name in self.integer:
-            operand = node.all_input_nodes[0]
-            values = (self.quantized[operand], self.tensors[operand], self.grids[operand.name])
-            return instance_norm.between_grids(self.graph, self.program, node, *values)
+        if name in self.rules and self.program.quantization is not None:
+            return self.rules[name](self.graph, self.program, node, self._operands(node))
         if name in SIZED_OPS:
             source = self.tensors[node.all_input_nodes[0]]
             return SIZED_OPS[name](self.graph, self.program, node, source, self._size_of)
@@ -227,21 +257,17 @@ class _Emitter:
 
     def _quantize(self, node: fx.Node, tensor: str) -> str:
         """Quantize a node's float tensor; returns the dequantized tensor its readers take."""
-        grid = self.grids[node.name]
-        scale, zero_point = self._grid(grid)
-        integers = self.graph.node(
-            "QuantizeLinear", [tensor, scale, zero_point], f"{node.name}.quantized"
-        )
-        self.quantized[node] = integers
-        return self._dequantize(node.name, integers, grid)
+        result = self._between(node.name, tensor, self.grids[node.name])
+        self.quantized[node] = self.graph.integers_of(result)
+        return result
+
+    def _between(self, name: str, tensor: str, grid: Grid) -> str:
+        inputs = [tensor, *self.graph.grid(grid)]
+        integers = self.graph.node("QuantizeLinear", inputs, f"{name}.quantized")
+        return self._dequantize(name, integers, grid)
 
     def _dequantize(self, name: str, integers: str, grid: Grid) -> str:
-        inputs = [integers, *self._grid(grid)]
-        return self.graph.node("DequantizeLinear", inputs, f"{name}.dequantized", axis=grid.axis)
-
-    def _grid(self, grid: Grid) -> tuple[str, str]:
-        zero_point = grid.zero_point.numpy().astype(grid.dtype)
-        return self.graph.constant(grid.scale.numpy()), self.graph.constant(zero_point)
+        return self.graph.dequantize(name, integers, grid)
 
     def _constant(self, name: str, value: Tensor | float) -> str:
         if name in self.integers:

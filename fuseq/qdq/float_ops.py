@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch import fx, nn
 
 from fuseq.program import Program
-from fuseq.qdq import instance_norm
+from fuseq.qdq import foreign
 from fuseq.qdq.graph import Graph
 
 Rule: TypeAlias = Callable[[Graph, Program, fx.Node, Sequence[str]], str]
@@ -64,17 +64,43 @@ def _clamp(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str])
     return graph.node("Clip", [*inputs, *names], node.name)
 
 
-def _softmax(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
-    """Between two quantizers the runtime would take its integer kernel for a Softmax.
+def _instance_norm(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    norm = program.get(node)
+    assert isinstance(norm, nn.InstanceNorm2d)
+    parameters = [
+        graph.initializer(f"{node.target}.{name}", values)
+        for name, values in zip(("weight", "bias"), norm_parameters(norm), strict=True)
+    ]
+    return graph.node("InstanceNormalization", [*inputs, *parameters], node.name, epsilon=norm.eps)
 
-    That kernel overflows to zero where one or two inputs share an axis, and rounds the reciprocal
-    of the output's scale down. It knows no LogSoftmax.
-    """
-    axis: Any = node.kwargs["dim"]
-    if program.quantization is None:
-        return graph.node("Softmax", inputs, node.name, axis=axis)
-    logarithm = graph.node("LogSoftmax", inputs, f"{node.name}.logarithm", axis=axis)
-    return graph.node("Exp", [logarithm], node.name)
+
+def norm_parameters(
+    norm: nn.InstanceNorm2d,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Weight and bias, float32 `[C]`; those of a norm without are one and zero."""
+    if norm.weight is None:
+        return np.ones(norm.num_features, "f4"), np.zeros(norm.num_features, "f4")
+    return norm.weight.detach().numpy(), norm.bias.detach().numpy()
+
+
+def _prelu(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    """The slopes get the rank of the input, for channels are dimension 1 of it."""
+    slopes = graph.initializer(f"{node.target}.weight", slopes_of(program, node))
+    return graph.node("PRelu", [*inputs, slopes], node.name)
+
+
+def slopes_of(program: Program, node: fx.Node) -> npt.NDArray[np.float32]:
+    """Slopes of a PReLU, float32 `[C, 1, ...]`, to be broadcast from the last dimension."""
+    layer = program.get(node)
+    assert isinstance(layer, nn.PReLU)
+    slopes: npt.NDArray[np.float32] = layer.weight.detach().numpy()
+    return slopes.reshape(-1, *[1] * (len(program.shape(node)) - 2))
+
+
+def _gelu(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    if graph.opset < 20:
+        return foreign.inline_node(graph, program, node, inputs)
+    return graph.node("Gelu", inputs, node.name, approximate=node.kwargs["approximate"])
 
 
 def _rsqrt(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
@@ -185,15 +211,17 @@ FLOAT_OPS: dict[str, Rule] = {
     "mul": _plain("Mul"),
     "div": _plain("Div"),
     "matmul": _plain("MatMul"),
-    "instance_norm": instance_norm.in_float,
+    "instance_norm": _instance_norm,
     "relu": _plain("Relu"),
     "sigmoid": _plain("Sigmoid"),
     "tanh": _plain("Tanh"),
     "rsqrt": _rsqrt,
     "hardswish": _plain("HardSwish"),
     "hardsigmoid": _plain("HardSigmoid", alpha=1 / 6, beta=0.5),
+    "prelu": _prelu,
+    "gelu": _gelu,
     "leaky_relu": _from_kwargs("LeakyRelu", alpha="negative_slope"),
-    "softmax": _softmax,
+    "softmax": _from_kwargs("Softmax", axis="dim"),
     "concat": _from_kwargs("Concat", axis="dim"),
     "clamp": _clamp,
     "silu": _silu,

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fuseq.quant.grid import Grid
+
 IR_VERSION = 10
 
 DTYPES: Mapping[str, int] = {
@@ -67,6 +69,23 @@ class Graph:
     def integers(self, *values: Any) -> str:
         """A constant int64 vector."""
         return self.constant(np.array(values, dtype=np.int64))
+
+    def grid(self, grid: Grid) -> tuple[str, str]:
+        """Constants with the scale and the zero point of a grid."""
+        zero_point = grid.zero_point.numpy().astype(grid.dtype)
+        return self.constant(grid.scale.numpy()), self.constant(zero_point)
+
+    def dequantize(self, name: str, integers: str, grid: Grid) -> str:
+        """Reals of integers on a grid; returns the tensor `<name>.dequantized`."""
+        inputs = [integers, *self.grid(grid)]
+        return self.node("DequantizeLinear", inputs, f"{name}.dequantized", axis=grid.axis)
+
+    def integers_of(self, dequantized: str) -> str:
+        """The integers whose reals a tensor holds."""
+        (maker,) = (node for node in self.nodes if dequantized in node.output)
+        assert maker.op_type == "DequantizeLinear"
+        name: str = maker.input[0]
+        return name
 
     def node(
         self, op: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -184,14 +183,8 @@ def used_interval(node: fx.Node, structure: Structure) -> tuple[float, float] | 
     others = [user for user in node.users if structure.group.get(user.name) != group]
     if node.users and not others:
         return None
-    cut = [_cut(user) for user in others]
-    low, high = _cut(node)
+    cut = [bounds(user) for user in others]
+    low, high = bounds(node)
     # Of a value that its readers cut where it never is, only its nearest end is left.
     ends = (min(first for first, _ in cut), max(last for _, last in cut))
     return min(max(ends[0], low), high), min(max(ends[1], low), high)
-
-
-def _cut(node: fx.Node) -> tuple[float, float]:
-    """Interval that a node cuts to."""
-    cuts = node.target in (torch.relu, torch.clamp)
-    return bounds(node) if cuts else (-math.inf, math.inf)

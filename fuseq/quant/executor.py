@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fuseq import ops
 from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.arithmetic import ARITHMETICS, Arithmetic
-from fuseq.quant.arithmetic.base import Pair
+from fuseq.quant.arithmetic.base import Function, Pair
 from fuseq.quant.grid import Grid
 from fuseq.quant.structure import flat_arguments
 from fuseq.quant.table import QuantizationTable
@@ -227,7 +228,23 @@ class IntegerInterpreter(fx.Interpreter):
         chosen = self.arithmetic.between(name, grid, *(x.grid for x in self.operands(node)))
         if name in chosen.inexact:
             self.rounded.add(self.table.absorbed.get(node.name, node.name))
-        return chosen
+        activation = self.on_accumulator(node)
+        return chosen if activation is None else chosen.activated(activation)
+
+    def on_accumulator(self, node: fx.Node) -> Function | None:
+        """The activation that a layer computes on its sums; None where its grid's ends do it."""
+        if node.name not in self.table.absorbed:
+            return None
+        (activation,) = node.users
+        name = ops.name_of(self.program, activation)
+        if name in ("relu", "clamp"):
+            return None
+        if name == "prelu":
+            layer: Any = self.program.get(activation)
+            slopes = self.arithmetic.slopes(layer.weight)
+            return lambda real: F.prelu(real, slopes.to(real.dtype))
+        function: Any = activation.target
+        return lambda real: function(real, **activation.kwargs)
 
     def _operand(self, node: fx.Node, arg: Any) -> Any:
         if isinstance(arg, fx.Node):

@@ -103,7 +103,7 @@ class Grid:
 
     def repeated(self, times: int) -> Grid:
         """The grid of all groups of a weight whose groups share the scales of one."""
-        if times == 1:
+        if times == 1 or self.axis is None:
             return self
         return Grid(self.scale.repeat(times), self.zero_point.repeat(times), self.dtype, self.axis)
 

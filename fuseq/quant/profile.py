@@ -27,8 +27,10 @@ class Profile:
         absorbed: activation -> producers that compute it on their accumulator; the value between
             has no grid.
         fixed: op -> dtype -> (scale, zero point) its output must have on a grid of that dtype.
-        decompose: ops that `legalize` spells with others before quantization.
+        decompose: ops that `legalize` spells with others before quantization; of an instance norm
+            that the target computes too, the weight and bias only.
         per_channel: whether weights have one scale per output channel.
+        per_channel_groups: whether a transposed convolution with groups may have such scales too.
         channel_block: output channels that its integer convolutions compute at a time;
             `fuse-gates` merges two convolutions that leave part of a block empty, or whose concat
             then disappears. 0 for a target where that never pays.
@@ -46,6 +48,7 @@ class Profile:
     fixed: Mapping[str, Mapping[str, tuple[float, int]]] = field(default_factory=dict)
     decompose: frozenset[str] = frozenset()
     per_channel: bool = True
+    per_channel_groups: bool = True
     channel_block: int = 0
 
     def __post_init__(self) -> None:

@@ -11,7 +11,8 @@ channel keeps its old ones unless its squared error over all batches
 
     sum (y^ - clamp(W x + b))^2,      clamp to what the output grid can hold,
 
-falls. (That clamp is also the activation that was absorbed: its grid ends where it cuts.)
+falls. (That clamp is also an absorbed activation that cuts: its grid ends there. Of an absorbed
+activation f that does more, f(W x + b) stands in place of W x + b.)
 """
 
 from __future__ import annotations
@@ -236,7 +237,8 @@ class _Trial:
     def update(self, x: Quantized, y: Tensor) -> None:
         scale, zero_point = self.grid.scale.double(), self.grid.zero_point
         ends = [scale * (q - zero_point) for q in (self.grid.qmin, self.grid.qmax)]
-        wanted = y.double().clamp(*ends)
+        activation = self.runs[0].on_accumulator(self.node)
+        wanted = (y if activation is None else activation(y)).double().clamp(*ends)
         self.power += _squares(wanted, self.axis)
         for noise, run in zip(self.noise, self.runs, strict=True):
             run.env = {self.node.all_input_nodes[0]: x}

@@ -195,9 +195,17 @@ def weight_grid(module: Layer, profile: Profile, input_scale: Tensor) -> Grid:
     """
     axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
     grid = symmetric_grid(module.weight, axis, module.bias, input_scale)
+    if has_one_scale(module, profile):
+        return Grid(grid.scale.amax(), grid.zero_point[0], "int8")
     if profile.per_channel:
         return grid
     return Grid(grid.scale.amax().expand_as(grid.scale).clone(), grid.zero_point, "int8", axis)
+
+
+def has_one_scale(module: Layer, profile: Profile) -> bool:
+    """Whether a weight has one 0-d scale, since its groups may have no scales for channels."""
+    grouped = isinstance(module, nn.ConvTranspose2d) and module.groups > 1
+    return grouped and not profile.per_channel_groups
 
 
 def layers(program: Program, structure: Structure) -> Iterator[tuple[str, Layer, str]]:

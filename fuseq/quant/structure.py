@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 from fuseq import ops
@@ -171,15 +172,17 @@ def _absorbed(
 
 
 def holds_zero(node: fx.Node) -> bool:
-    """Whether zero passes through a relu or clamp node unchanged."""
+    """Whether zero passes through a relu or clamp node unchanged; other nodes cut nothing."""
     low, high = bounds(node)
     return low <= 0.0 <= high
 
 
 def bounds(node: fx.Node) -> tuple[float, float]:
-    """Interval that a relu or clamp node cuts to."""
-    if "min" not in node.kwargs:
+    """Interval that a relu or clamp node cuts to; other nodes cut nothing."""
+    if node.target is torch.relu:
         return 0.0, float("inf")
+    if node.target is not torch.clamp:
+        return float("-inf"), float("inf")
     low, high = node.kwargs["min"], node.kwargs["max"]
     return (
         float("-inf") if low is None else float(low),  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fuseq.quant.arithmetic.base import Arithmetic
+from fuseq.quant.arithmetic.htp import Htp
 from fuseq.quant.arithmetic.ideal import Ideal
 from fuseq.quant.arithmetic.ort import OnnxRuntime
 from fuseq.quant.arithmetic.tflite_ref import TfliteReference
@@ -13,6 +14,7 @@ ARITHMETICS: dict[str, Arithmetic] = {
     "ort": OnnxRuntime(),
     "xnnpack": XnnPack(),
     "tflite-ref": TfliteReference(),
+    "htp": Htp(),
 }
 
-__all__ = ["ARITHMETICS", "Arithmetic", "Ideal", "OnnxRuntime", "TfliteReference", "XnnPack"]
+__all__ = ["ARITHMETICS", "Arithmetic", "Htp", "Ideal", "OnnxRuntime", "TfliteReference", "XnnPack"]

@@ -25,6 +25,8 @@ from fuseq.quant.grid import Grid
 
 Pair = tuple[int, int]
 
+Function: TypeAlias = Callable[[Tensor], Tensor]
+
 
 class Arithmetic(ABC):
     """Integer results of quantized ops. Stateless; no input is mutated.
@@ -53,6 +55,18 @@ class Arithmetic(ABC):
         Another one where the runtime has no integer kernel for them.
         """
         return self
+
+    def activated(self, activation: Function) -> Arithmetic:
+        """This arithmetic, but for a function that a layer's sums go through before the rounding.
+
+        Args:
+            activation: of reals, any shape, to the same shape.
+        """
+        return _Activated(self, activation)
+
+    def slopes(self, weight: Tensor) -> Tensor:
+        """Slopes of a PReLU as the runtime holds them."""
+        return weight
 
     @abstractmethod
     def quantize(self, real: Tensor, grid: Grid) -> Tensor:
@@ -267,7 +281,7 @@ class Arithmetic(ABC):
     def prelu(self, x: Tensor, grid: Grid, weight: Tensor, output_grid: Grid) -> Tensor:
         """`leaky_relu` with a real slope per channel (dimension 1), weight `[C]` or `[1]`."""
         real = self.dequantize(x, grid)
-        return self.quantize(F.prelu(real, weight.to(real.dtype)), output_grid)
+        return self.quantize(F.prelu(real, self.slopes(weight).to(real.dtype)), output_grid)
 
     def sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """`1 / (1 + exp(-x))`."""
@@ -344,6 +358,28 @@ class Arithmetic(ABC):
     ) -> Tensor:
         real = function(self.dequantize(a, grid_a), self.dequantize(b, grid_b))
         return self.quantize(real, output_grid)
+
+
+class _Activated(Arithmetic):
+    """Another arithmetic whose layers compute an activation on their sums, and round once."""
+
+    name: ClassVar[str] = "activated"
+
+    def __init__(self, arithmetic: Arithmetic, activation: Function) -> None:
+        self.arithmetic, self.activation = arithmetic, activation
+
+    def quantize(self, real: Tensor, grid: Grid) -> Tensor:
+        return self.arithmetic.quantize(real, grid)
+
+    def dequantize(self, q: Tensor, grid: Grid) -> Tensor:
+        return self.arithmetic.dequantize(q, grid)
+
+    def requantize_accumulator(
+        self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
+    ) -> Tensor:
+        x, weight = multiplicands
+        scale = x.scale.double() * along(weight.scale.double(), accumulator, axis)
+        return self.quantize(self.activation(accumulator * scale), output_grid)
 
 
 Product: TypeAlias = Callable[[Tensor, Tensor], Tensor]

@@ -1,7 +1,7 @@
-"""Instance normalization in ONNX: the runtime's own op in float, exact sums between two grids.
+"""Ops that ONNX Runtime's CPU computes well between grids only if they are spelled otherwise.
 
-The runtime's InstanceNormalization adds floats in an order that depends on the machine. Between
-two grids the statistics are therefore sums of the input's integers q, in float64, which is exact
+Its InstanceNormalization adds floats in an order that depends on the machine. Between two grids
+the statistics are therefore sums of the input's integers q, in float64, which is exact
 in every order while the sums are below 2**53 (10**11 pixels). With count = height * width:
 
     mean     = sum(q) / count
@@ -22,47 +22,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from onnx import TensorProto
 from torch import fx, nn
 
 from fuseq.program import Program
+from fuseq.qdq.float_ops import FLOAT_OPS, Rule, norm_parameters
 from fuseq.qdq.graph import Graph
-from fuseq.quant.grid import Grid
 
 
-def in_float(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
-    """ONNX InstanceNormalization."""
+def _instance_norm(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    """Instance normalization with exact statistics."""
     norm = program.get(node)
     assert isinstance(norm, nn.InstanceNorm2d)
-    parameters = [
-        graph.initializer(f"{node.target}.{name}", values)
-        for name, values in zip(("weight", "bias"), _affine(norm), strict=True)
-    ]
-    return graph.node("InstanceNormalization", [*inputs, *parameters], node.name, epsilon=norm.eps)
-
-
-def between_grids(
-    graph: Graph, program: Program, node: fx.Node, integers: str, real: str, grid: Grid
-) -> str:
-    """Instance normalization with exact statistics.
-
-    Args:
-        graph: under construction.
-        program: holds the norm.
-        node: calls it.
-        integers: tensor name of the input's integers.
-        real: tensor name of the same as float32 reals.
-        grid: of the input.
-
-    Returns:
-        Tensor name of the result, float32.
-    """
-    norm = program.get(node)
-    assert isinstance(norm, nn.InstanceNorm2d)
+    assert program.quantization is not None
+    if node.name not in program.quantization.integer:
+        return FLOAT_OPS["instance_norm"](graph, program, node, inputs)
+    real, grid = inputs[0], program.quantization.grids[node.all_input_nodes[0].name]
+    integers = graph.integers_of(real)
     weight, bias = (
         graph.initializer(f"{node.target}.{name}", values.reshape(-1, 1, 1))
-        for name, values in zip(("weight", "bias"), _affine(norm), strict=True)
+        for name, values in zip(("weight", "bias"), norm_parameters(norm), strict=True)
     )
     scale, zero_point = np.float32(grid.scale), np.float64(grid.zero_point)
     spatial = graph.integers(2, 3)
@@ -91,8 +70,15 @@ def between_grids(
     return graph.node("Add", [step("scaled", "Mul", real, factor), offset], node.name)
 
 
-def _affine(norm: nn.InstanceNorm2d) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Weight and bias, float32 `[C]`; those of a norm without are one and zero."""
-    if norm.weight is None:
-        return np.ones(norm.num_features, "f4"), np.zeros(norm.num_features, "f4")
-    return norm.weight.detach().numpy(), norm.bias.detach().numpy()
+def _softmax(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    """Between two quantizers the runtime would take its integer kernel for a Softmax.
+
+    That kernel overflows to zero where one or two inputs share an axis, and rounds the reciprocal
+    of the output's scale down. It knows no LogSoftmax.
+    """
+    axis = node.kwargs["dim"]
+    logarithm = graph.node("LogSoftmax", inputs, f"{node.name}.logarithm", axis=axis)
+    return graph.node("Exp", [logarithm], node.name)
+
+
+SPELLINGS: dict[str, Rule] = {"instance_norm": _instance_norm, "softmax": _softmax}

@@ -1,0 +1,138 @@
+"""Runs a QDQ file on ONNX Runtime's CPU, and tells its integers and its parameters.
+
+A file whose images lie channels last says so in its metadata; they are taken and given here as the
+program has them, channels first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
+
+from fuseq.backend import Runner
+from fuseq.errors import FuseqError, first_line
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(uint16)": "uint16",
+    "tensor(int16)": "int16",
+    "tensor(int64)": "int64",
+}
+
+
+class QdqRunner(Runner):
+    """A session on one file."""
+
+    name = "onnx"
+
+    def __init__(
+        self,
+        file: Path,
+        options: onnxruntime.SessionOptions,
+        note: str = "",
+        edit: Callable[[onnx.ModelProto], None] | None = None,
+    ) -> None:
+        """Load a file.
+
+        Args:
+            file: an ONNX model.
+            options: of the session.
+            note: what a reader must know about this runtime or host.
+            edit: makes of the file what is run in its place.
+
+        Raises:
+            FuseqError: FQ013 if the runtime cannot load it.
+        """
+        self.runtime = f"onnxruntime {onnxruntime.__version__} CPU"
+        self.note = note
+        self.file, self.options, self._edit = file, options, edit
+        self._session = self._load(self._model().SerializeToString() if edit else file.read_bytes())
+        self._exposed: onnxruntime.InferenceSession | None = None
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._channels_last = metadata.get("fuseq.layout") == "nhwc"
+        self.shapes = tuple(self._open_shape(spec.shape) for spec in self._session.get_inputs())
+        self.dtypes = tuple(_DTYPES[spec.type] for spec in self._session.get_inputs())
+        self.quantized = any(n.op_type == "QuantizeLinear" for n in self._model().graph.node)
+
+    def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Outputs for inputs."""
+        return tuple(self._outward(y) for y in self._session.run(None, self._feeds(inputs)))
+
+    def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Integers of every quantized value, by value name (its quantizer's output is exposed)."""
+        if self._exposed is None:
+            self._exposed = self._load(with_integers(self._model()).SerializeToString())
+        names = [o.name for o in self._exposed.get_outputs() if o.name.endswith(".quantized")]
+        # Asked for no output, the runtime gives all.
+        values = self._exposed.run(names, self._feeds(inputs)) if names else []
+        return {n.removesuffix(".quantized"): v for n, v in zip(names, values, strict=True)}
+
+    def parameters(self) -> Mapping[str, np.ndarray]:
+        """Scales, zero points and integers of every DequantizeLinear, by value name."""
+        graph = self._model().graph
+        constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        found: dict[str, np.ndarray] = {}
+        for node in graph.node:
+            if node.op_type == "DequantizeLinear":
+                name = node.output[0].removesuffix(".dequantized")
+                found[f"{name}.scale"] = constants[node.input[1]]
+                found[f"{name}.zero_point"] = constants[node.input[2]]
+                if node.input[0] in constants:
+                    found[name] = constants[node.input[0]]
+            if node.op_type == "QuantizeLinear":
+                name = node.name.removesuffix(".quantized")
+                found[f"{name}.quantizer.scale"] = constants[node.input[1]]
+                found[f"{name}.quantizer.zero_point"] = constants[node.input[2]]
+        return found
+
+    def _model(self) -> onnx.ModelProto:
+        model = onnx.load(str(self.file))
+        if self._edit:
+            self._edit(model)
+        return model
+
+    def _load(self, model: bytes) -> onnxruntime.InferenceSession:
+        try:
+            return onnxruntime.InferenceSession(
+                model, self.options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise FuseqError(
+                "FQ013",
+                f"ONNX Runtime cannot load {self.file.name}: {first_line(error)}",
+                where=str(self.file.name),
+                fix="is it an ONNX file, and written by this version?",
+            ) from error
+
+    def _feeds(self, inputs: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+        specs = self._session.get_inputs()
+        return {spec.name: self._inward(x) for spec, x in zip(specs, inputs, strict=True)}
+
+    def _open_shape(self, shape: Sequence[int | str]) -> tuple[int | None, ...]:
+        sizes = tuple(size if isinstance(size, int) else None for size in shape)
+        last = self._channels_last and len(sizes) == 4
+        return tuple(sizes[d] for d in (0, 3, 1, 2)) if last else sizes
+
+    def _inward(self, x: np.ndarray) -> np.ndarray:
+        return x.transpose(0, 2, 3, 1) if self._channels_last and x.ndim == 4 else x
+
+    def _outward(self, y: np.ndarray) -> np.ndarray:
+        return y.transpose(0, 3, 1, 2) if self._channels_last and y.ndim == 4 else y
+
+
+def with_integers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model with the output of every quantizer among its outputs; edits what it is given."""
+    already = {value.name for value in (*model.graph.output, *model.graph.input)}
+    zero_points = {t.name: t.data_type for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.output[0] not in already:
+            dtype = zero_points[node.input[2]]
+            model.graph.output.append(helper.make_tensor_value_info(node.output[0], dtype, None))
+    return model
