@@ -21,6 +21,7 @@ from fuseq import ops
 from fuseq.program import Program
 from fuseq.qdq.float_ops import Rule, norm_parameters, slopes_of
 from fuseq.qdq.graph import Graph
+from fuseq.qdq.sized_ops import resize
 from fuseq.quant.arithmetic.htp import slope_grid
 from fuseq.quant.grid import Grid, affine_grid
 
@@ -105,6 +106,15 @@ def _pixel_unshuffle(graph: Graph, program: Program, node: fx.Node, inputs: Sequ
     return graph.node("Gather", [real, graph.constant(order.astype(np.int64))], node.name, axis=1)
 
 
+def _interpolate(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
+    """To sizes that are constants, where the program has sizes."""
+    factors: Any = node.kwargs["scale_factor"]
+    if factors is None:
+        return resize(graph, node, inputs[0], ["", "", graph.integers(*program.shape(node))])
+    scales = graph.constant(np.array([1, 1, *factors], dtype=np.float32))
+    return resize(graph, node, inputs[0], ["", scales])
+
+
 def _constant(graph: Graph, name: str, real: torch.Tensor, grid: Grid) -> str:
     integers = grid.quantize(real).numpy().astype(grid.dtype)
     return graph.dequantize(name, graph.initializer(name, integers), grid)
@@ -114,4 +124,6 @@ SPELLINGS: dict[str, Rule] = {
     "prelu": _prelu,
     "instance_norm": _instance_norm,
     "pixel_unshuffle": _pixel_unshuffle,
+    "interpolate": _interpolate,
+    "interpolate_nearest": _interpolate,
 }

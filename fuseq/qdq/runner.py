@@ -81,7 +81,7 @@ class QdqRunner(Runner):
         found: dict[str, np.ndarray] = {}
         for node in graph.node:
             if node.op_type == "DequantizeLinear":
-                name = node.output[0].removesuffix(".dequantized")
+                name = node.name.removesuffix(".dequantized")
                 found[f"{name}.scale"] = constants[node.input[1]]
                 found[f"{name}.zero_point"] = constants[node.input[2]]
                 if node.input[0] in constants:

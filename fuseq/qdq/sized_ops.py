@@ -6,7 +6,7 @@ computes one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -48,8 +48,6 @@ def _pad(graph: Graph, program: Program, node: fx.Node, source: str, size: Size)
 
 def _interpolate(graph: Graph, program: Program, node: fx.Node, source: str, size: Size) -> str:
     k: dict[str, Any] = dict(node.kwargs)
-    nearest = k["mode"] == "nearest"
-    half_pixel = "align_corners" if k["align_corners"] else "half_pixel"
     if k["scale_factor"] is not None:
         scales = graph.constant(np.array([1, 1, *k["scale_factor"]], dtype=np.float32))
         wanted = ["", scales]
@@ -57,6 +55,13 @@ def _interpolate(graph: Graph, program: Program, node: fx.Node, source: str, siz
         kept = graph.node("Shape", [source], f"{node.name}.kept", start=0, end=2)
         parts = [kept, *(size(value) for value in k["size"])]
         wanted = ["", "", graph.node("Concat", parts, f"{node.name}.size", axis=0)]
+    return resize(graph, node, source, wanted)
+
+
+def resize(graph: Graph, node: fx.Node, source: str, wanted: Sequence[str]) -> str:
+    """Resize to what the inputs behind the first one say: region, scales, sizes."""
+    nearest = node.kwargs["mode"] == "nearest"
+    half_pixel = "align_corners" if node.kwargs["align_corners"] else "half_pixel"
     return graph.node(
         "Resize",
         [source, *wanted],

@@ -6,7 +6,7 @@ from typing import Any
 
 from fuseq.backends.qnn.lint.place import Finding, Place, Rule
 
-_FLOAT_ON_HTP = frozenset("sum mean norm linalg_vector_norm selu threshold threshold_".split())
+_FLOAT_ON_HTP = frozenset("sum mean norm linalg_vector_norm selu threshold _threshold".split())
 """Ops outside the vocabulary that HTP computes in float whatever stands around them."""
 
 _NO_OPS = frozenset({"input", "output", "constant", "shape", "requantize"})
@@ -35,7 +35,7 @@ def _float_whatever_the_grids(place: Place) -> Finding | None:
 
 
 def _float_island(place: Place) -> Finding | None:
-    if place.op in _NO_OPS or place.foreign:
+    if place.op in _NO_OPS or place.foreign or place.op == "group_norm":  # `unsupported`
         return None
     table = place.table
     if table is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fuseq.backends.qnn.lint.place import Finding, Place, Rule
 
 _LAYERS = {"conv2d": 0, "conv_transpose2d": 1, "linear": 0}
@@ -98,24 +96,6 @@ def _axis_of_scales(place: Place) -> Finding | None:
     return f"weight scales along dimension {weight.axis}", f"along dimension {_LAYERS[place.op]}"
 
 
-def _form_of_pool(place: Place) -> Finding | None:
-    k: dict[str, Any] = dict(place.node.kwargs)
-    if place.op == "max_pool" and k["ceil_mode"]:
-        return "a pool that rounds its size up", "ceil_mode=False"
-    if place.op != "avg_pool":
-        return None
-    if k["ceil_mode"] or k["divisor_override"] is not None:
-        return "a pool that rounds its size up, or divides as it likes", "ceil_mode=False"
-    return None
-
-
-def _form_of_resize(place: Place) -> Finding | None:
-    k: dict[str, Any] = dict(place.node.kwargs)
-    if place.op != "interpolate" or k["mode"] == "bilinear":
-        return None
-    return f"a resize by {k['mode']}, for which we have no integers", "mode='bilinear' or 'nearest'"
-
-
 def _same_value_twice(place: Place) -> Finding | None:
     outputs = place.program.outputs()
     if place.op == "input" and place.node in outputs:
@@ -127,16 +107,14 @@ def _same_value_twice(place: Place) -> Finding | None:
 
 RULES: dict[str, Rule] = {
     "QNN301": _open_size,
-    "QNN302": _no_op_of_htp,
-    "QNN303": _sixteen_signed_bits,
-    "QNN304": _not_in_this_dtype,
-    "QNN305": _prelu_of_16_bits,
-    "QNN306": _mixed_dtypes,
-    "QNN307": _dtype_of_weight,
-    "QNN308": _asymmetric_channels,
-    "QNN309": _axis_of_scales,
-    "QNN310": _form_of_pool,
-    "QNN311": _form_of_resize,
-    "QNN312": _same_value_twice,
-    "QNN313": _dtype_of_interface,
+    "QNN302": _dtype_of_interface,
+    "QNN303": _no_op_of_htp,
+    "QNN304": _sixteen_signed_bits,
+    "QNN305": _not_in_this_dtype,
+    "QNN306": _prelu_of_16_bits,
+    "QNN307": _mixed_dtypes,
+    "QNN308": _dtype_of_weight,
+    "QNN309": _asymmetric_channels,
+    "QNN310": _axis_of_scales,
+    "QNN311": _same_value_twice,
 }

@@ -75,6 +75,17 @@ def _logarithm_and_running_sum(place: Place) -> Finding | None:
     return f"{place.foreign}, which HTP computes wrongly in integers", "leave it to the application"
 
 
+def _average_over_the_edge(place: Place) -> Finding | None:
+    """HTP divides a window that hangs over the edge by another count: off by 25 steps on noise."""
+    k: dict[str, Any] = dict(place.node.kwargs)
+    if place.op != "avg_pool" or not (k["ceil_mode"] or k["divisor_override"] is not None):
+        return None
+    return (
+        "an average pool with windows over the edge, which HTP divides otherwise",
+        "ceil_mode=False",
+    )
+
+
 RULES: dict[str, Rule] = {
     "QNN101": _clip_past_its_grid,
     "QNN102": _signed_softmax,
@@ -83,4 +94,5 @@ RULES: dict[str, Rule] = {
     "QNN105": _grouped_transposed,
     "QNN106": _scales_along_the_sum,
     "QNN107": _logarithm_and_running_sum,
+    "QNN108": _average_over_the_edge,
 }
