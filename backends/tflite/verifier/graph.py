@@ -50,6 +50,7 @@ class Tensor:
         zero_points: int64, as many.
         axis: dimension of the channels that have a scale each.
         content: of a constant of a known dtype.
+        variable: whether it keeps what an earlier run wrote.
     """
 
     index: int
@@ -61,6 +62,7 @@ class Tensor:
     zero_points: Array
     axis: int
     content: Array | None
+    variable: bool
 
     @property
     def quantized(self) -> bool:
@@ -170,6 +172,7 @@ def _tensor(model: Any, index: int, tensor: Any, owners: Mapping[str, str]) -> T
         np.array(zero_points, np.int64),
         0 if found is None else found.quantizedDimension,
         _content(model.buffers[tensor.buffer].data, shape, dtype),
+        bool(tensor.isVariable),
     )
 
 

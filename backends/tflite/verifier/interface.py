@@ -10,7 +10,7 @@ from fuseq.backends.tflite.verifier.violation import Violation, broken
 
 def order_violations(graph: Graph) -> Iterator[Violation]:
     """Tensors that are read before they are written, or written twice, or never."""
-    written = set(graph.inputs)
+    written = {*graph.inputs, *(tensor.index for tensor in graph.tensors if tensor.variable)}
     for operator in graph.operators:
         for tensor in operator.inputs:
             if tensor is not None and tensor.content is None and tensor.index not in written:
