@@ -47,7 +47,7 @@ VERSIONS: Mapping[str, Mapping[str, int]] = {
     "FULLY_CONNECTED": {"float32": 1, "int8": 4, "int16": 7},
     "GELU": {"float32": 1, "int8": 2},
     "HARD_SWISH": {"float32": 1, "int8": 1},
-    "LEAKY_RELU": {"float32": 1, "int8": 2, "int16": 2},
+    "LEAKY_RELU": {"float32": 1, "int8": 1, "int16": 2},
     "LOG": {"float32": 1},
     "LOGISTIC": {"float32": 1, "int8": 2, "int16": 3},
     "MAXIMUM": {"float32": 1, "int8": 2, "int16": 4},
@@ -60,23 +60,71 @@ VERSIONS: Mapping[str, Mapping[str, int]] = {
     "PAD": {"float32": 1, "int8": 2, "int16": 3},
     "PADV2": {"float32": 1, "int8": 2, "int16": 3},
     "PRELU": {"float32": 1, "int8": 1},
-    "QUANTIZE": {"float32": 1, "int8": 2, "int16": 2, "uint8": 1},
+    "QUANTIZE": {"float32": 1, "uint8": 1, "int8": 1, "int16": 1},
     "RELU": {"float32": 1, "int8": 2, "int16": 3},
     "RELU6": {"float32": 1, "int8": 2, "int16": 3},
-    "RESHAPE": {"float32": 1, "int8": 1, "int16": 1, "uint8": 1},
-    "RESIZE_BILINEAR": {"float32": 3, "int8": 3, "int16": 4},
-    "RESIZE_NEAREST_NEIGHBOR": {"float32": 3, "int8": 3, "int16": 4},
+    "RESHAPE": {"float32": 1, "uint8": 1, "int8": 1, "int16": 1},
+    "RESIZE_BILINEAR": {"float32": 1, "int8": 2, "int16": 4},
+    "RESIZE_NEAREST_NEIGHBOR": {"float32": 1, "int8": 2, "int16": 4},
     "RSQRT": {"float32": 1, "int8": 2},
     "SOFTMAX": {"float32": 1, "int8": 2, "int16": 3},
     "SPACE_TO_DEPTH": {"float32": 1, "int8": 2},
     "SQRT": {"float32": 1},
-    "STRIDED_SLICE": {"float32": 1, "int8": 2, "int16": 4},
+    "STRIDED_SLICE": {"float32": 1, "int8": 2, "int16": 1},
     "SUB": {"float32": 1, "int8": 2, "int16": 5},
     "TANH": {"float32": 1, "int8": 2, "int16": 3},
-    "TRANSPOSE": {"float32": 1, "int8": 2, "int16": 4, "uint8": 1},
+    "TRANSPOSE": {"float32": 1, "uint8": 1, "int8": 2, "int16": 5},
     "TRANSPOSE_CONV": {"float32": 3, "int8": 3, "int16": 4},
 }
-"""Op -> dtype of its first operand -> the lowest version that holds our use of it."""
+"""Op -> dtype of its first operand -> the lowest version that has it."""
+
+
+def version_of_form(
+    code: str,
+    shapes: Sequence[Sequence[int]],
+    scales: Sequence[float],
+    result: str,
+    options: Any,
+) -> int:
+    """Lowest version that has what is used of an operator beyond a dtype.
+
+    Args:
+        code: key of `VERSIONS`.
+        shapes: of its operands that are values.
+        scales: of these and of the result, those that have one.
+        result: its dtype.
+        options: table of the schema's object API, or None.
+    """
+
+    def option(name: str) -> Any:
+        return getattr(options, name, 0)
+
+    rank = len(shapes[0])
+    broadcasts = rank > 4 and len({tuple(shape) for shape in shapes}) > 1
+    match code:
+        case "CONV_2D" if shapes[0][-1] != shapes[1][-1]:  # groups
+            return 6
+        case "DEPTHWISE_CONV_2D" if max(option("dilationHFactor"), option("dilationWFactor")) > 1:
+            return 2
+        case "FULLY_CONNECTED" if option("keepNumDims"):
+            return 5
+        case "TRANSPOSE" if rank > 4:
+            return {5: 4, 6: 6}.get(rank, 8)
+        case "PAD" | "PADV2" | "STRIDED_SLICE" if rank > 4:
+            return 4
+        case "QUANTIZE" if result == "int16":
+            return 2
+        case "RESIZE_BILINEAR" if option("halfPixelCenters"):
+            return 3
+        case "RESIZE_NEAREST_NEIGHBOR" if option("halfPixelCenters") or option("alignCorners"):
+            return 3
+        case "MUL" if len(scales) == 3 and scales[0] * scales[1] >= scales[2]:
+            return 3
+        case "MAXIMUM" | "MINIMUM" | "SUB" if broadcasts:
+            return 3
+        case "DIV" if broadcasts:
+            return 2
+    return 1
 
 
 class File:
@@ -177,15 +225,13 @@ class File:
             inputs: tensor indices.
             output: tensor index.
             options: name of its options table in the schema, without "Options".
-            version: instead of that of `VERSIONS`, for uses that need a higher one.
+            version: instead of the lowest that has what is used.
             **fields: of the options, spelled as the schema's object API does.
 
         Returns:
             `output`.
         """
         operator = schema.OperatorT()
-        version = version or VERSIONS[code][self.dtypes[inputs[0]]]
-        operator.opcodeIndex = self._code(getattr(schema.BuiltinOperator, code), version)
         operator.inputs, operator.outputs = list(inputs), [output]
         if options:
             operator.builtinOptionsType = getattr(schema.BuiltinOptions, f"{options}Options")
@@ -194,6 +240,8 @@ class File:
                 if not hasattr(operator.builtinOptions, name):
                     raise AttributeError(f"{options}Options has no field '{name}'")
                 setattr(operator.builtinOptions, name, value)
+        version = version or self._version(code, inputs, output, operator.builtinOptions)
+        operator.opcodeIndex = self._code(getattr(schema.BuiltinOperator, code), version)
         self.graph.operators.append(operator)
         return output
 
@@ -217,6 +265,13 @@ class File:
         entry.name, entry.buffer = METADATA, len(self.buffers)
         model.metadata, model.buffers = [entry], [*self.buffers, _buffer(content)]
         return packed(model)
+
+    def _version(self, code: str, inputs: Sequence[int], output: int, options: Any) -> int:
+        shapes = [self.shapes[i] for i in inputs]
+        grids = [self.grids[i] for i in (*inputs, output)]
+        scales = [float(g.scale) for g in grids if g is not None and g.axis is None]
+        form = version_of_form(code, shapes, scales, self.dtypes[output], options)
+        return max(VERSIONS[code][self.dtypes[inputs[0]]], form)
 
     def _code(self, builtin: int, version: int) -> int:
         for index, code in enumerate(self.codes):

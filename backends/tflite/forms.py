@@ -319,7 +319,7 @@ def _swapped(site: Site, split: Sequence[int], axes: Sequence[int]) -> None:
     file, source, name = site.file, site.inputs[0], site.node.name
     parts = reshaped(file, source, file.like(source, f"{name}.split", split))
     turned = file.like(source, f"{name}.turned", [split[axis] for axis in axes])
-    file.op("TRANSPOSE", [parts, file.integers(*axes)], turned, "Transpose", version=6)
+    file.op("TRANSPOSE", [parts, file.integers(*axes)], turned, "Transpose")
     reshaped(file, turned, site.output)
 
 

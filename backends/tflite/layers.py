@@ -157,8 +157,7 @@ def _convolution(
         options["depthMultiplier"] = conv.out_channels // conv.in_channels
         file.op("DEPTHWISE_CONV_2D", operands, output, "DepthwiseConv2D", **options)
     else:
-        version = 6 if conv.groups > 1 else None
-        file.op("CONV_2D", operands, output, "Conv2D", version=version, **options)
+        file.op("CONV_2D", operands, output, "Conv2D", **options)
 
 
 def _transposed(file: File, layer: nn.ConvTranspose2d, inputs: Sequence[int], output: int) -> None:

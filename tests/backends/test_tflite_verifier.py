@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import fuseq
 from fuseq.backend import Backend
 from fuseq.backends.tflite import TfliteBackend, emit
-from fuseq.backends.tflite.file import VERSIONS, File
+from fuseq.backends.tflite.file import VERSIONS, File, version_of_form
 from fuseq.backends.tflite.verifier import violations
 from fuseq.backends.tflite.verifier.versions import HIGHEST
 from tests.networks import unet
@@ -100,6 +101,40 @@ def test_a_linear_layer_on_three_dimensions(tmp_path: Path) -> None:
     assert caught.value.code == "FQ501"
     files = lowered(Rows(), tmp_path / "out", passes="fuse-affine,legalize")
     assert [violations(data) for data in files.values()] == [[]]
+
+
+@pytest.mark.parametrize(
+    ("code", "shapes", "scales", "fields", "version"),
+    [
+        ("CONV_2D", [(1, 8, 8, 6), (4, 3, 3, 3)], [], {}, 6),
+        ("CONV_2D", [(1, 8, 8, 6), (4, 3, 3, 6)], [], {"dilationHFactor": 2}, 1),
+        ("DEPTHWISE_CONV_2D", [(1, 8, 8, 6)], [], {"dilationHFactor": 1, "dilationWFactor": 2}, 2),
+        ("FULLY_CONNECTED", [(1, 4, 8)], [], {"keepNumDims": True}, 5),
+        ("TRANSPOSE", [(1, 2, 3, 4)], [], {}, 1),
+        ("TRANSPOSE", [(1, 2, 3, 4, 5)], [], {}, 4),
+        ("TRANSPOSE", [(1, 2, 3, 4, 5, 6)], [], {}, 6),
+        ("PAD", [(1, 2, 3, 4, 5)], [], {}, 4),
+        ("RESIZE_BILINEAR", [(1, 2, 3, 4)], [], {"alignCorners": True}, 1),
+        ("RESIZE_BILINEAR", [(1, 2, 3, 4)], [], {"halfPixelCenters": True}, 3),
+        ("RESIZE_NEAREST_NEIGHBOR", [(1, 2, 3, 4)], [], {"alignCorners": True}, 3),
+        ("MUL", [(1, 2), (1, 2)], [0.5, 0.1, 0.06], {}, 1),
+        ("MUL", [(1, 2), (1, 2)], [0.5, 0.1, 0.04], {}, 3),
+        ("SUB", [(1, 2, 3, 4, 5), (1, 1, 1, 1, 5)], [], {}, 3),
+        ("SUB", [(1, 2, 3, 4), (1, 1, 1, 4)], [], {}, 1),
+        ("DIV", [(1, 2, 3, 4, 5), (1, 1, 1, 1, 5)], [], {}, 2),
+    ],
+)
+def test_versions_follow_the_form(
+    code: str,
+    shapes: list[tuple[int, ...]],
+    scales: list[float],
+    fields: dict[str, int],
+    version: int,
+) -> None:
+    """As LiteRT's own converter counts them, in op_version.cc."""
+    options = SimpleNamespace(**fields)
+    assert version_of_form(code, shapes, scales, "int8", options) == version
+    assert version_of_form("QUANTIZE", shapes, scales, "int16", None) == 2
 
 
 @pytest.mark.parametrize("resolver", [OpResolverType.AUTO, OpResolverType.BUILTIN_REF])

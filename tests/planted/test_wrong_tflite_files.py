@@ -200,6 +200,13 @@ GRID_FAULTS: dict[str, tuple[str, Edit, str, str, str]] = {
         "mobilenet_v3", lambda e: e.version("classifier_0", 4), "FULLY_CONNECTED", "classifier_0",
         "version",
     ),
+    "the version of a transpose of four dimensions": (
+        "shufflenet_v2", lambda e: e.version("permute", 2), "TRANSPOSE", "permute", "version",
+    ),
+    "the version of a resize without half pixels": (
+        "moves", lambda e: e.version("interpolate", 2), "RESIZE_BILINEAR", "interpolate",
+        "version",
+    ),
     "a version that is not there yet": (
         "mobilenet_v3", lambda e: e.version("hardswish", 2), "HARD_SWISH", "hardswish", "version",
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from fuseq.backends.tflite.file import VERSIONS
+from fuseq.backends.tflite.file import VERSIONS, version_of_form
 from fuseq.backends.tflite.verifier.graph import Operator
 from fuseq.backends.tflite.verifier.violation import Violation, broken
 
@@ -71,18 +71,21 @@ def version_violations(operator: Operator) -> Iterator[Violation]:
 
 def lowest_version(operator: Operator) -> int | None:
     """Lowest version that has what the operator uses; None for operators fuseq never writes."""
-    known, first = VERSIONS.get(operator.code, {}), operator.values[0]
-    if first.dtype not in known:
-        return None
-    return max(known[first.dtype], _for_its_form(operator))
-
-
-def _for_its_form(operator: Operator) -> int:
     values = operator.values
-    if operator.code == "CONV_2D" and values[0].shape[-1] != values[1].shape[-1]:
-        return 6  # groups
-    if operator.code == "FULLY_CONNECTED" and values[0].dtype == "int8":
-        return 12 if values[1].scales.size > 1 else 1
-    if operator.code == "TRANSPOSE" and len(values[0].shape) == 6:
-        return 6
-    return 1
+    known = VERSIONS.get(operator.code, {})
+    if values[0].dtype not in known:
+        return None
+    if _is_per_channel(operator):
+        return 12
+    scales = [float(t.scales[0]) for t in (*values, operator.output) if t.scales.size == 1]
+    shapes = [tensor.shape for tensor in values]
+    result = operator.output.dtype
+    form = version_of_form(operator.code, shapes, scales, result, operator.options)
+    return max(known[values[0].dtype], form)
+
+
+def _is_per_channel(operator: Operator) -> bool:
+    """A linear layer with a scale per channel: kernels of old took the first scale for all."""
+    values = operator.values
+    is_linear = operator.code == "FULLY_CONNECTED" and values[0].dtype == "int8"
+    return is_linear and values[1].scales.size > 1
