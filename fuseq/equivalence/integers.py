@@ -54,7 +54,7 @@ def file_parity(
         pair,
         program,
         shown,
-        interface.taken(runner, inputs),
+        inputs,
         note=runner.note,
         arithmetic=arithmetic,
     )

@@ -194,17 +194,6 @@ class Interface:
             for grid, dtype, x in zip(grids, runner.dtypes, arrays, strict=True)
         ]
 
-    def taken(self, runner: Runner, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Inputs as a file takes them: on the grid, where it takes integers.
-
-        Runtimes round halves in ways of their own, but here none of them rounds.
-        """
-        grids = self.inputs or (None,) * len(inputs)
-        return tuple(
-            grid.dequantize(grid.quantize(x)) if grid and dtype in LIMITS else x
-            for grid, dtype, x in zip(grids, runner.dtypes, inputs, strict=True)
-        )
-
     def reals(self, outputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
         """Reals of integer outputs."""
         grids = self.outputs or (None,) * len(outputs)
