@@ -32,6 +32,8 @@ TYPES = {
     "int64": schema.TensorType.INT64,
 }
 
+_OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if name.isupper()}
+
 VERSIONS: Mapping[str, Mapping[str, int]] = {
     "ABS": {"float32": 1},
     "ADD": {"float32": 1, "int8": 2, "int16": 4},
@@ -294,6 +296,12 @@ def packed(model: Any) -> bytes:
 def unpacked(data: bytes) -> Any:
     """A model of the schema's object API, from bytes."""
     return schema.ModelT.InitFromPackedBuf(data, 0)
+
+
+def operators(model: Any) -> list[str]:
+    """Names of the operators of an unpacked model, in order."""
+    codes = [_OPERATORS[code.builtinCode] for code in model.operatorCodes]
+    return [codes[operator.opcodeIndex] for operator in model.subgraphs[0].operators]
 
 
 def metadata_of(model: Any) -> dict[str, Any]:

@@ -20,14 +20,13 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from fuseq.backend import Runner
 from fuseq.backends.tflite.arrangement import in_program_order, stored_axes
-from fuseq.backends.tflite.file import TYPES, Array, metadata_of, packed, unpacked
+from fuseq.backends.tflite.file import TYPES, Array, metadata_of, operators, packed, unpacked
 from fuseq.errors import FuseqError, first_line
 
 _MOVES = frozenset(
     "RESHAPE TRANSPOSE CONCATENATION STRIDED_SLICE PAD PADV2 MIRROR_PAD DEPTH_TO_SPACE "
     "SPACE_TO_DEPTH MAX_POOL_2D RESIZE_NEAREST_NEIGHBOR QUANTIZE DEQUANTIZE".split()
 )
-_NAMES = {value: name for name, value in vars(schema.BuiltinOperator).items() if name.isupper()}
 
 
 class LiteRtRunner(Runner):
@@ -97,8 +96,7 @@ class LiteRtRunner(Runner):
         """Operators on floats, with their number; what only moves values does not count."""
         graph = self._model.subgraphs[0]
         found: Counter[str] = Counter()
-        for operator in graph.operators:
-            code = _NAMES[self._model.operatorCodes[operator.opcodeIndex].builtinCode]
+        for operator, code in zip(graph.operators, operators(self._model), strict=True):
             floats = [graph.tensors[i].type == schema.TensorType.FLOAT32 for i in operator.outputs]
             if any(floats) and code not in _MOVES:
                 found[code] += 1
