@@ -4,7 +4,9 @@
 
 starts from one float network (the x3 student, RepConv blocks, 500 steps) and trains it with each
 toolkit for 200 steps on the same data, by the recipe of `benchmarks.qat_runs`. The control trains
-the fused network in float just as long and quantizes it afterwards.
+the fused network in float just as long and quantizes it afterwards: plainly, and with the aids that
+`fuseq ptq` has by default. One row gives torch.ao the
+network that ours begins with, equalized: what is left of the difference is that of the training.
 
 "Deployed" is what ships: for ours, PTQ and the control the ONNX file in ONNX Runtime, for torch.ao
 FX its int8 kernels, for torchao its converted reference model, for brevitas its simulation.
@@ -30,18 +32,49 @@ from torch import nn
 import fuseq
 from benchmarks import sr_student
 from benchmarks.intervals import mean_half_width
-from benchmarks.qat_peers import PEERS
+from benchmarks.qat_peers import PEERS, fx
 from benchmarks.qat_runs import Fused, Prepared, deployed, ours, ptq, train, tune
 from benchmarks.sr_student import module_psnr, say
+from fuseq import plugins
+from fuseq.api import captured
+from fuseq.pass_spec import parse_passes
+from fuseq.program import Program
 
 Result = tuple[float, float]
 """PSNR in dB of the network in training form, and of what is deployed."""
+
+EQUALIZED = "equalized by us, then torch.ao FX, v0"
 
 OURS: dict[str, dict[str, object]] = {
     "ours": {},
     "ours, fusion only before": {"passes": "fuse-affine"},
     "ours, learned scales": {"learn_scales": True},
 }
+
+
+def ptq_with_aids(model: nn.Module | Program) -> Program:
+    """Quantized after training as `fuseq ptq` does it."""
+    images = sr_student.calibration()
+    steps = parse_passes(
+        "equalize,legalize,quantize{observer=mse},round-weights",
+        profile=plugins.load("backends", "onnx").profile,
+        calibration=images,
+    )
+    return fuseq.Pipeline(steps).run(captured(model, images[0]))
+
+
+PTQ: dict[str, Callable[[nn.Module | Program], Program]] = {
+    "minmax": ptq,
+    "mse": partial(ptq, observer="mse"),
+    "with aids": ptq_with_aids,
+}
+
+
+def equalized(model: nn.Module) -> Fused:
+    """The network as ours begins with it, for others: what QAT gives apart from equalizing."""
+    images = sr_student.calibration()
+    passes = "recalibrate-bn,fuse-affine,equalize"
+    return Fused(fuseq.fuse(model, images[0], passes=passes, calibration=images)).eval()
 
 
 def quantization_aware(prepare: Callable[[], Prepared], seed: int, steps: int) -> list[Result]:
@@ -52,20 +85,17 @@ def quantization_aware(prepare: Callable[[], Prepared], seed: int, steps: int) -
 
 
 def control(model: Fused, seed: int, steps: int) -> list[Result]:
-    """Trained in float; then quantized by min-max and by MSE ranges."""
+    """Trained in float; then quantized in each of the `PTQ` ways."""
     tuned = copy.deepcopy(model).train()
     tune(tuned, seed, steps)
     in_float = module_psnr(tuned)
-    return [
-        (in_float, module_psnr(deployed(ptq(tuned.eval(), observer))))
-        for observer in ("minmax", "mse")
-    ]
+    return [(in_float, module_psnr(deployed(way(tuned.eval())))) for way in PTQ.values()]
 
 
 def table(rows: dict[str, list[Result]]) -> str:
     """Markdown."""
-    fx = [[r[1] for r in rows[name]] for name in rows if name.startswith("torch.ao FX")]
-    best = max(fx, key=statistics.mean, default=[])
+    shipped_by_fx = [[r[1] for r in rows[n]] for n in rows if n.startswith("torch.ao FX")]
+    best = max(shipped_by_fx, key=statistics.mean, default=[])
     lines = ["| run | trained dB | deployed dB | each seed | above FX |", "|---|---|---|---|---|"]
     for name, results in rows.items():
         trained, shipped = ([r[i] for r in results] for i in (0, 1))
@@ -102,11 +132,12 @@ def main() -> None:
         "bicubic": [(sr_student.bicubic_psnr(), math.nan)],
         "float at the start": [(start, math.nan)],
     }
-    for observer in ("minmax", "mse"):
-        rows[f"PTQ, {observer}"] = [(start, module_psnr(deployed(ptq(program, observer))))]
+    for way, quantized in PTQ.items():
+        rows[f"PTQ, {way}"] = [(start, module_psnr(deployed(quantized(program))))]
     runs: dict[str, Callable[[int, int], list[Result]]] = {
         "control: float, then PTQ": partial(control, fused),
         **{n: partial(quantization_aware, partial(p, fused, example)) for n, p in PEERS.items()},
+        EQUALIZED: partial(quantization_aware, lambda: fx(equalized(model), example, 0)),
         **{n: partial(quantization_aware, partial(ours, model, **o)) for n, o in OURS.items()},
     }
     chosen = {name: run for name, run in runs.items() if options.only in name}
@@ -117,7 +148,7 @@ def main() -> None:
         except ImportError as error:
             say(f"  not installed: {error}")
             continue
-        labels = [name] if len(results) == 1 else [f"{name} {o}" for o in ("minmax", "mse")]
+        labels = [name] if len(results) == 1 else [f"{name} {way}" for way in PTQ]
         for label, result in zip(labels, results, strict=True):
             say(f"  {label}: {result[0]:.3f} {result[1]:.3f}")
             rows.setdefault(label, []).append(result)
