@@ -300,7 +300,9 @@ def unpacked(data: bytes) -> Any:
 
 def operators(model: Any) -> list[str]:
     """Names of the operators of an unpacked model, in order."""
-    codes = [_OPERATORS[code.builtinCode] for code in model.operatorCodes]
+    # Files of old have the code in the field that has been deprecated since.
+    numbers = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
+    codes = [_OPERATORS[number] for number in numbers]
     return [codes[operator.opcodeIndex] for operator in model.subgraphs[0].operators]
 
 

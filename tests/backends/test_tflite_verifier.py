@@ -15,7 +15,14 @@ from torch import Tensor, nn
 import fuseq
 from fuseq.backend import Backend
 from fuseq.backends.tflite import TfliteBackend, emit
-from fuseq.backends.tflite.file import VERSIONS, File, version_of_form
+from fuseq.backends.tflite.file import (
+    VERSIONS,
+    File,
+    operators,
+    packed,
+    unpacked,
+    version_of_form,
+)
 from fuseq.backends.tflite.verifier import violations
 from fuseq.backends.tflite.verifier.versions import HIGHEST
 from tests.networks import unet
@@ -50,6 +57,17 @@ def test_files_of_networks_break_no_rule(name: str, tmp_path: Path) -> None:
     assert sorted(files) == ["model.fp32.tflite", "model.int8.tflite"]
     found = {name: violations(data) for name, data in files.items()}
     assert found == {name: [] for name in files}
+
+
+def test_operators_of_files_of_old_have_their_names(tmp_path: Path) -> None:
+    """Before schema version 3a the code of an operator stood in another field."""
+    data = lowered(unet.small(), tmp_path / "out")["model.int8.tflite"]
+    model = unpacked(data)
+    names = operators(model)
+    for code in model.operatorCodes:
+        code.builtinCode = 0
+    assert operators(model) == names
+    assert violations(packed(model)) == []
 
 
 @pytest.mark.parametrize("io", ["int8", "uint8", "float"])

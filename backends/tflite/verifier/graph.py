@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from fuseq.backends.tflite.file import TYPES, Array, metadata_of, unpacked
+from fuseq.backends.tflite.file import TYPES, Array, metadata_of, operators, unpacked
 
-_CODES = {value: name for name, value in vars(schema.BuiltinOperator).items() if name.isupper()}
 _DTYPES = {v: name.lower() for name, v in vars(schema.TensorType).items() if name.isupper()}
 
 INDICES: Mapping[str, frozenset[int]] = {
@@ -146,9 +145,10 @@ def read_graph(data: bytes) -> Graph:
     for value, name in metadata.get("values", {}).items():
         owners[name] = name if name in metadata["values"] else owners.get(name, value)
     tensors = tuple(_tensor(model, i, t, owners) for i, t in enumerate(graph.tensors))
+    pairs = zip(graph.operators, operators(model), strict=True)
     return Graph(
         tensors,
-        tuple(_operator(model, i, o, tensors) for i, o in enumerate(graph.operators)),
+        tuple(_operator(model, i, o, code, tensors) for i, (o, code) in enumerate(pairs)),
         _indices(graph.inputs),
         _indices(graph.outputs),
         tuple((_named(s.inputs), _named(s.outputs)) for s in model.signatureDefs or ()),
@@ -182,15 +182,14 @@ def _content(data: Any, shape: tuple[int, ...], dtype: str) -> Array | None:
     return np.asarray(data, np.uint8).view(dtype).reshape(shape)
 
 
-def _operator(model: Any, index: int, operator: Any, tensors: tuple[Tensor, ...]) -> Operator:
-    code = model.operatorCodes[operator.opcodeIndex]
-    inputs = tuple(tensors[i] if i >= 0 else None for i in _indices(operator.inputs))
+def _operator(
+    model: Any, index: int, operator: Any, code: str, tensors: tuple[Tensor, ...]
+) -> Operator:
     return Operator(
         index,
-        # Files of old have the code in the field that has been deprecated since.
-        _CODES[max(code.builtinCode, code.deprecatedBuiltinCode)],
-        code.version,
-        inputs,
+        code,
+        model.operatorCodes[operator.opcodeIndex].version,
+        tuple(tensors[i] if i >= 0 else None for i in _indices(operator.inputs)),
         tuple(tensors[i] for i in _indices(operator.outputs)),
         operator.builtinOptions,
     )
