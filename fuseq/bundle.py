@@ -32,7 +32,7 @@ _UNWRITABLE = (
 )
 MANIFEST = "fuseq.json"
 SCHEMA = "fuseq/1"
-_VERSIONED = ("fuseq", "torch", "onnx", "onnxruntime", "onnxsim", "numpy")
+_VERSIONED = ("fuseq", "torch", "onnx", "onnxruntime", "onnxsim", "numpy", "ai-edge-litert")
 
 
 @dataclass(frozen=True)
