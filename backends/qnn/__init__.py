@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fuseq.backend import Artifact, Backend, Refusal, Runner
+from fuseq.backend import Artifact, Backend, Refusal, Runner, Tool
+from fuseq.backends.qnn.chips import CHIPS, Chip, chip
+from fuseq.backends.qnn.families import family_refusals, profile_for
+from fuseq.backends.qnn.host import require_emulator
+from fuseq.equivalence.result import Check, Divergence
 from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.grid import Grid
@@ -23,6 +28,7 @@ class QnnBackend(Backend):
     Attributes:
         io: "uint8" or "float": whether inputs and outputs are integers of their grids.
         layout: "nhwc" or "nchw": of images that go in and come out.
+        chips: names of chips to compile for, which takes `onnxruntime-qnn`; none by default.
     """
 
     name: ClassVar[str] = "qnn"
@@ -60,8 +66,14 @@ class QnnBackend(Backend):
         channel_block=16,
     )
 
+    known_chips: ClassVar[Mapping[str, Mapping[str, str | int]]] = {
+        name: {what: fact for what, fact in asdict(each).items() if what != "name"}
+        for name, each in CHIPS.items()
+    }
+
     io: str = "uint8"
     layout: str = "nhwc"
+    chips: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -70,15 +82,46 @@ class QnnBackend(Backend):
             if value not in known:
                 fix = f"{option}={' or '.join(known)}"
                 raise FuseqError("FQ012", f"unknown {option} '{value}'", fix=fix)
+        object.__setattr__(self, "profile", profile_for(self._chips(), self.profile))
 
     def refusals(self, program: Program) -> list[Refusal]:
         """What HTP would compute wrongly, in float, or not at all."""
         from fuseq.backends.qnn.lint import refusals
 
-        return refusals(program)
+        if self.chips:
+            require_emulator()  # before calibration takes its time
+        return [*refusals(program), *family_refusals(program, self._chips())]
 
     def lower(self, program: Program, out: Path) -> list[Artifact]:
-        """`model.float.onnx`; of a quantized program `model.qdq.onnx` and the encodings too."""
+        """`model.float.onnx`; of a quantized program `model.qdq.onnx` and the encodings too.
+
+        For chips, a directory each with its context, and one `model.dlc`.
+        """
+        from fuseq.backends.qnn.chip_files import write_for_chips
+        from fuseq.backends.qnn.files import QDQ
+
+        files = self._write(program, out)
+        if not self.chips or program.quantization is None:
+            return files
+        return [*files, *write_for_chips(out / QDQ, self._chips())]
+
+    def checks(self, program: Program, folder: Path) -> list[tuple[Check, Divergence | None]]:
+        """What the emulators of the chips compute, op by op."""
+        if not self.chips:
+            return []
+        from fuseq.backends.qnn.chip_checks import chip_checks
+        from fuseq.backends.qnn.files import QDQ
+
+        def write(patch: Program, place: Path) -> Path:
+            self._write(patch, place)
+            return place / QDQ
+
+        return chip_checks(program, folder, self._chips(), write)
+
+    def _chips(self) -> list[Chip]:
+        return [chip(name) for name in self.chips]
+
+    def _write(self, program: Program, out: Path) -> list[Artifact]:
         from fuseq.backends.qnn.files import write_files
 
         return write_files(program, out, integer_io=self.io == "uint8", layout=self.layout)
@@ -88,6 +131,12 @@ class QnnBackend(Backend):
         from fuseq.backends.qnn.runner import EmittedRunner
 
         return EmittedRunner(file)
+
+    def doctor(self) -> list[Tool]:
+        """The emulator, if there is one."""
+        from fuseq.backends.qnn.probe import doctor_lines
+
+        return doctor_lines()
 
     @property
     def channels_last(self) -> bool:

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from fuseq.backends.qnn.chips import CHIPS, Chip
+from fuseq.backends.qnn.chips import Chip
 from fuseq.backends.qnn.emulator import GRAPH, compile_context
+from fuseq.backends.qnn.families import of_each_family
 from fuseq.backends.qnn.htp_graph import read_htp_graph
 from fuseq.backends.qnn.htp_runner import HtpRunner
 from fuseq.backends.qnn.op_steps import op_check
@@ -28,9 +29,6 @@ from fuseq.equivalence.sides import integers_of, interface_of
 from fuseq.program import Program
 
 Found = tuple[Check, Divergence | None]
-
-FAMILIES = ((CHIPS["sm8450"], range(68, 73)), (CHIPS["sm8750"], range(73, 100)))
-"""HTP versions that round alike, with a chip to stand for each."""
 
 
 def chip_checks(
@@ -51,21 +49,13 @@ def chip_checks(
     with tempfile.TemporaryDirectory(prefix="fuseq.patch.") as place:
         model = write(patch, Path(place))
         found: list[Found] = [(_compiled(chip, folder / chip.name / GRAPH), None) for chip in chips]
-        found += [_ops(patch, model, chip) for chip in of_each_family(chips)]
+        found += [_ops(patch, model, chip) for chip in of_each_family(program, chips)]
         for chip in chips:
             context = folder / chip.name / CONTEXT
             if patch is not program:
                 context = compile_context(model, chip, Path(place) / chip.name).context
             found += [(check, None) for check in _outputs(patch, model, chip, context)]
     return found
-
-
-def of_each_family(chips: Sequence[Chip]) -> list[Chip]:
-    """One chip of each family: the first that is wanted, or the one that stands for it."""
-    return [
-        next((chip for chip in chips if chip.htp in versions), standing)
-        for standing, versions in FAMILIES
-    ]
 
 
 def _compiled(chip: Chip, file: Path) -> Check:
@@ -81,8 +71,13 @@ def _compiled(chip: Chip, file: Path) -> Check:
     return Check(f"graph-{chip.name}", pair, "parity", metrics, gate, not graph.floats)
 
 
-def _ops(program: Program, model: Path, chip: Chip) -> Found:
-    runner = HtpRunner(model, chip)
+def shown_integers(program: Program, runner: HtpRunner) -> dict[str, np.ndarray]:
+    """Integers of every value that the HTP computes from the example inputs, by name.
+
+    Args:
+        program: quantized.
+        runner: of its QDQ file.
+    """
     feeds = _feeds(program, runner)
     shown = dict(runner.integers(*feeds))
     # The outputs come from the file as it ships, not from the copy that shows its integers.
@@ -90,11 +85,15 @@ def _ops(program: Program, model: Path, chip: Chip) -> Found:
     for node, grid, output in zip(program.outputs(), grids, runner(*feeds), strict=True):
         if grid is not None:
             shown[node.name] = integers_of(output, grid)
-    size = "x".join(map(str, program.example_inputs[0].shape))
+    return shown
+
+
+def _ops(program: Program, model: Path, chip: Chip) -> Found:
+    runner, inputs = HtpRunner(model, chip), program.example_inputs
+    size = "x".join(map(str, inputs[0].shape))
     pair = f"exact arithmetic <-> {runner.runtime}, op by op"
-    return op_check(
-        f"ops-{chip.name}-{size}", pair, program, shown, program.example_inputs, runner.note
-    )
+    shown = shown_integers(program, runner)
+    return op_check(f"ops-{chip.name}-{size}", pair, program, shown, inputs, runner.note)
 
 
 def _outputs(program: Program, model: Path, chip: Chip, context: Path) -> list[Check]:

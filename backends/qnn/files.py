@@ -15,6 +15,7 @@ from fuseq.backends.qnn.spellings import SPELLINGS, ignored_grid
 from fuseq.program import Program
 from fuseq.qdq.emit import to_onnx
 
+QDQ = "model.qdq.onnx"
 OPSET = 21
 """The first with 16 bits and opset-native quantizers, which HTP's compiler takes."""
 
@@ -50,8 +51,8 @@ def write_files(program: Program, out: Path, *, integer_io: bool, layout: str) -
     )
     _name_outputs(quantized)
     _drop_unread(quantized)
-    (out / "model.qdq.onnx").write_bytes(_serialized(quantized))
-    files.append(Artifact("model.qdq.onnx", "int8"))
+    (out / QDQ).write_bytes(_serialized(quantized))
+    files.append(Artifact(QDQ, "int8"))
     values, parameters = tensor_grids(program, model)
     contents: Mapping[str, Any] = {
         "encodings.v2.json": encodings_v2(values, parameters),

@@ -19,8 +19,8 @@ from fuseq.backend import Runner
 from fuseq.backends.qnn import emulator
 from fuseq.backends.qnn.chips import Chip
 from fuseq.backends.qnn.host import EMULATED, WHEEL, require_emulator
+from fuseq.backends.qnn.spellings import IGNORED
 
-IGNORED = ".ignored."
 _SUFFIX = ".quantized"
 
 

@@ -32,6 +32,16 @@ Arguments = Annotated[
         show_default=False,
     ),
 ]
+Chips = Annotated[
+    list[str],
+    typer.Option(
+        "--chip",
+        metavar="NAME",
+        help="A chip to compile for; once for each.",
+        default_factory=list,
+        show_default=False,
+    ),
+]
 Inputs = Annotated[
     list[str],
     typer.Option(
@@ -87,6 +97,7 @@ def lower(
     target: Target,
     backend: Annotated[str, typer.Option("-b", "--backend", help="Name, or name{option=value}.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Where the bundle goes.")],
+    chip: Chips,
     passes: Annotated[
         str | None,
         typer.Option(
@@ -116,6 +127,7 @@ def lower(
         return models.lower(
             models.Source(target, tuple(arg), tuple(input), weights, calib, samples),
             backend=backend,
+            chips=chip,
             out=out,
             passes=passes,
             observer=observer,

@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import fuseq
 from fuseq.affine.prove import Certificate
 from fuseq.affine.refusal import Refusal
 from fuseq.api import Progress
+from fuseq.backend import Backend
 from fuseq.bundle import MANIFEST, Bundle, require_writable
 from fuseq.calibration import CalibrationSource, load_calibration, read_arrays
 from fuseq.cli.explanation import explanation
@@ -65,10 +66,28 @@ class Source:
         return load_calibration(self.calibration, target, self.samples)
 
 
+def for_chips(backend: Backend, chips: Sequence[str]) -> Backend:
+    """A backend that compiles for chips too.
+
+    Raises:
+        FuseqError: FQ007 for an unknown chip, FQ012 for a backend that compiles for none.
+    """
+    if not chips:
+        return backend
+    if not backend.known_chips:
+        raise FuseqError(
+            "FQ012",
+            f"backend '{backend.name}' compiles for no chip",
+            fix="leave out --chip, or choose a backend of `fuseq backends` that does",
+        )
+    return replace(backend, chips=tuple(chips))  # type: ignore[type-var]
+
+
 def lower(
     source: Source,
     *,
     backend: str,
+    chips: Sequence[str],
     out: Path,
     passes: str | None,
     observer: str | None,
@@ -78,7 +97,7 @@ def lower(
     """`fuseq lower`."""
     start = time.perf_counter()
     # What can be refused without running the user's code is refused first.
-    chosen = parse_backend(backend)
+    chosen = for_chips(parse_backend(backend), chips)
     pipeline = chosen.pipeline if passes is None else passes
     needs_data = any(hasattr(step, "calibration") for step in parse_passes(pipeline))
     require_writable(out, force)

@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ def listing(kind: plugins.Kind) -> Result:
 
 
 def describe(kind: plugins.Kind, name: str) -> Result:
-    """One plugin: what it is for, what it promises or runs, and its options."""
+    """One plugin: what it is for, what it promises or runs, its options and chips."""
     from fuseq.pass_spec import option_types
 
     plugin = plugins.find(kind, name)
@@ -56,8 +57,12 @@ def describe(kind: plugins.Kind, name: str) -> Result:
         shown.add_row(key, text)
     for key, option in options.items():
         shown.add_row(f"option {key}", f"{option['type']}, by default {option['default']}")
+    chips: Mapping[str, Mapping[str, str | int]] = getattr(loaded, "known_chips", {})
+    for key, facts in chips.items():
+        shown.add_row(f"chip {key}", ", ".join(f"{what} {value}" for what, value in facts.items()))
     document = {"name": name, "value": plugin.value, "purpose": summary, **about}
-    return Result({**document, "options": options}, shown)
+    known = {"chips": dict(chips)} if chips else {}
+    return Result({**document, "options": options, **known}, shown)
 
 
 def _type_name(wanted: Any) -> str:

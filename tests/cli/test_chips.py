@@ -1,0 +1,29 @@
+"""Chips on the command line."""
+
+
+def test_the_chips_of_a_backend(run):
+    chips = run("backends", "qnn", "--json").document["chips"]
+    assert chips["sm8750"] == {
+        "soc_model": 69, "htp": 79, "vtcm_mb": 8, "product": "Snapdragon 8 Elite"
+    }  # fmt: skip
+    assert "chip sm8750" in run("backends", "qnn").stdout
+    assert "chips" not in run("backends", "onnx", "--json").document
+
+
+def test_a_backend_without_chips(run, model, tmp_path):
+    answer = run("lower", str(model), "-b", "onnx", "--chip", "sm8750", "-o", str(tmp_path / "o"))
+    assert answer.status == 2
+    assert "FQ012" in answer.stderr
+    assert "compiles for no chip" in answer.stderr
+
+
+def test_an_unknown_chip(run, model, tmp_path):
+    answer = run("lower", str(model), "-b", "qnn", "--chip", "sm875", "-o", str(tmp_path / "o"))
+    assert answer.status == 2
+    assert "FQ007" in answer.stderr
+    assert "sm8750" in answer.stderr
+
+
+def test_the_doctor_asks_for_the_emulator(run):
+    found = {entry["tool"] for entry in run("doctor", "--json").document["tools"]}
+    assert {"onnxruntime-qnn", "HTP host"} <= found
