@@ -7,6 +7,9 @@ XNNPACK takes none of these ops, so that LiteRT's own kernels run. They are the 
     conv without groups, linear   acc * m as there, the second rounding with halves up, too;
                                   for a linear layer of one scale m = float32(s_x s_w) / s_y
 
+Not modelled: sigmoid at input scales within 0.07 % of `2**-12`, tanh there and at `2**-11`. For
+powers of two this interpreter has other kernels, up to 12 steps of `2**-15` away from these.
+
 The products of matrices behind the latter are ruy's. Measured on ai-edge-litert 2.3.0, x86-64;
 `EvalQuantizedPerChannel16x8` in `tflite/kernels/conv.cc` and `EvalQuantized` in
 `fully_connected.cc` of github.com/google-ai-edge/LiteRT (Apache-2.0) say which kernel runs.
