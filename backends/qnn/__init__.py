@@ -54,6 +54,7 @@ class QnnBackend(Backend):
             "leaky_relu": _LAYERS,
             "prelu": frozenset({"conv2d", "linear"}),
             "hardswish": frozenset({"conv2d", "linear"}),
+            "requantize": _LAYERS,
         },
         fixed={
             "tanh": {"uint8": (1 / 128, 128), "uint16": (1 / 32768, 32768)},

@@ -237,7 +237,7 @@ class IntegerInterpreter(fx.Interpreter):
             return None
         (activation,) = node.users
         name = ops.name_of(self.program, activation)
-        if name in ("relu", "clamp"):
+        if name in ("relu", "clamp", "requantize"):
             return None
         if name == "prelu":
             layer: Any = self.program.get(activation)

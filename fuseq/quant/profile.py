@@ -25,7 +25,7 @@ class Profile:
         tied_inputs: ops whose inputs must be on the output's grid; `legalize` puts a requantize on
             each input edge, so that a value with other users keeps its own grid.
         absorbed: activation -> producers that compute it on their accumulator; the value between
-            has no grid.
+            has no grid. Of a requantize: producers that write onto the grid behind it.
         fixed: op -> dtype -> (scale, zero point) its output must have on a grid of that dtype.
         decompose: ops that `legalize` spells with others before quantization; of an instance norm
             that the target computes too, the weight and bias only.
@@ -53,7 +53,8 @@ class Profile:
 
     def __post_init__(self) -> None:
         """Refuse rules that contradict each other."""
-        loose = [name for name in self.absorbed if not self.computes(name)]
+        known = [name for name in self.absorbed if name != "requantize"]
+        loose = [name for name in known if not self.computes(name)]
         if loose:
             raise ValueError(
                 f"profile '{self.name}': absorbed {', '.join(loose)} must be in integer or "

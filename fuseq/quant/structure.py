@@ -165,7 +165,8 @@ def _absorbed(
         producer = node.args[0] if node.args else None
         if names[node] not in profile.absorbed or not isinstance(producer, fx.Node):
             continue
-        fits = names.get(producer) in profile.absorbed[names[node]] and {producer, node} <= integer
+        fits = names.get(producer) in profile.absorbed[names[node]] and producer in integer
+        fits = fits and (node in integer or names[node] == "requantize")
         if fits and len(producer.users) == 1 and holds_zero(node):
             found[producer] = node
     return found

@@ -1,4 +1,4 @@
-"""Activations on a layer's sums that do more than cut: executor and training round once."""
+"""What a layer computes on its sums before it rounds: executor and training round once."""
 
 from __future__ import annotations
 
@@ -167,3 +167,46 @@ def test_gradients_are_those_of_the_float_activation() -> None:
         assert found is not None
         error = (found - parameter.grad).norm() / parameter.grad.norm()
         assert float(error) < 0.02
+
+
+class Joined(nn.Module):
+    """A concat of a value that only it reads and of one that something else reads too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.narrow, self.wide = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.last = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = 3 * torch.tanh(self.wide(x))
+        return self.last(torch.relu(torch.cat([self.narrow(x), wide], 1))) + wide[:, :3]
+
+
+def test_a_layer_that_only_a_concat_reads_writes_onto_its_grid() -> None:
+    """HTP does so, past the ends of the grid that the layer would have had."""
+    data, model = batches(), Joined().eval()
+    program = fuseq.quantize(model, data[0], target="qnn", calibration=data)
+    table = program.quantization
+    assert table is not None
+    assert set(table.absorbed) == {"narrow"}
+    assert "narrow" not in table.grids
+    assert "mul" in table.grids
+    (edge,) = table.absorbed.values()
+    (concat,) = next(node for node in program.graph.nodes if node.name == edge).users
+    assert table.grids[edge] == table.grids[concat.name]
+    x = 3 * data[1]
+    integers = fuseq.execute(program, (x,)).integers
+    assert torch.equal(integers[edge], integers[concat.name][:, :4])
+
+
+def test_training_writes_onto_the_grid_of_a_concat() -> None:
+    data = batches()
+    qat = fuseq.qat.prepare(Joined().train(), data[0], target="qnn", calibration=data)
+    optimizer = torch.optim.SGD(qat.parameters(), lr=0.01)
+    for x in data:
+        optimizer.zero_grad()
+        qat(x).square().mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert torch.equal(qat.eval()(data[1]), fuseq.qat.finalize(qat)(data[1]))
