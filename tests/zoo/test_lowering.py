@@ -59,3 +59,31 @@ def test_integers_equal_the_runtimes(name, tmp_path):
     found = bundle.manifest["ops"]
     assert (found["conv_before"], found["conv_after"]) == network.conv
     assert (found["bn_before"], found["bn_after"]) == network.bn
+
+
+TFLITE = (
+    "timm:mobileone_s0",
+    "timm:repvgg_a0",
+    "timm:mobilenetv3_small_050",
+    "timm:mobilenetv4_conv_small",
+    "timm:seresnet18",
+    "timm:efficientnet_b0",
+    "timm:convnext_atto",
+    "timm:levit_128s",
+    "torchvision:shufflenet_v2_x0_5",
+)
+
+
+@pytest.mark.parametrize("name", TFLITE)
+def test_integers_equal_both_kernel_sets(name, tmp_path):
+    model, side = create(NETWORKS[name]), NETWORKS[name].side
+    generator = torch.Generator().manual_seed(2)
+    images = [torch.rand(1, 3, side, side, generator=generator) for _ in range(3)]
+    bundle = fuseq.lower(
+        model, images[0], backend="tflite", out=tmp_path / "out", calibration=images
+    )
+    assert bundle.result is not None
+    bundle.result.raise_for_status()
+    parity = [check.metrics for check in bundle.result.checks if check.id.startswith("parity-")]
+    assert [metrics["differing"] for metrics in parity] == [0, 0]
+    assert bundle.manifest["float_islands"] == []
