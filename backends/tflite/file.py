@@ -135,7 +135,8 @@ class File:
     def __init__(self) -> None:
         """Start an empty graph.
 
-        `dtypes`, `grids` and `shapes` hold those of each tensor, as stored, by its index.
+        `dtypes`, `grids` and `shapes` hold those of each tensor, as stored, by its index; `pads`
+        the padded form of a tensor, by what was padded how.
         """
         self.graph = schema.SubGraphT()
         self.graph.tensors, self.graph.operators, self.graph.name = [], [], "main"
@@ -144,6 +145,7 @@ class File:
         self.dtypes: list[str] = []
         self.grids: list[Grid | None] = []
         self.shapes: list[tuple[int, ...]] = []
+        self.pads: dict[tuple[Any, ...], int] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], int] = {}
         self._taken: set[str] = set()
 

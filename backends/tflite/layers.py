@@ -222,16 +222,18 @@ def padded(
         same: whether SAME may be named.
     """
     span = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
-    if not any(padding) and _reach(file, output, span, stride) <= file.shapes[source][1:3]:
+    needed, sizes = _reach(file, output, span, stride), file.shapes[source][1:3]
+    if not any(padding) and all(n <= m for n, m in zip(needed, sizes, strict=True)):
         return source, schema.Padding.VALID
     if same and tuple(stride) == (1, 1) and span == [2 * p for p in padding]:
         return source, schema.Padding.SAME
-    needed = _reach(file, output, span, stride)
-    sizes = file.shapes[source][1:3]
     after = [max(0, n - m - p) for n, m, p in zip(needed, sizes, padding, strict=True)]
     amounts = [(0, 0), *zip(padding, after, strict=True), (0, 0)]
+    key = (source, tuple(amounts), fill)
+    if key in file.pads:  # of another window on the same input
+        return file.pads[key], schema.Padding.VALID
     shape = [n + sum(a) for n, a in zip(file.shapes[source], amounts, strict=True)]
-    wide = file.like(source, f"{name}.padded", shape)
+    wide = file.pads[key] = file.like(source, f"{name}.padded", shape)
     corners = file.integers(*amounts)
     if fill is None:
         file.op("PAD", [source, corners], wide, "Pad")

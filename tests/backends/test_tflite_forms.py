@@ -41,6 +41,15 @@ class ChannelsLast(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = (nn.Conv2d(8, 8, 3, 2, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x) * torch.tanh(self.right(x))
+
+
 class Constants(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -111,6 +120,11 @@ CASES: dict[str, Case] = {
         lambda: Between(nn.MaxPool2d(3, 2, 1)), IMAGE, "PADV2 MAX_POOL_2D"),
     "max pool over the edge": (
         lambda: Between(nn.MaxPool2d(3, 2, ceil_mode=True)), IMAGE, "PADV2 MAX_POOL_2D"),
+    "max pool over one edge": (
+        lambda: Between(nn.MaxPool2d(2, 3, ceil_mode=True)), tokens(1, 3, 12, 13),
+        "PADV2 MAX_POOL_2D"),
+    "two strides of one map": (
+        lambda: Between(Twice()), IMAGE, "PAD CONV_2D CONV_2D TANH MUL"),
     "average pool": (lambda: Between(nn.AvgPool2d(2)), IMAGE, "AVERAGE_POOL_2D"),
     "padded average pool": (
         lambda: Between(nn.AvgPool2d(3, 2, 1)), IMAGE, "PAD AVERAGE_POOL_2D"),
