@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +79,10 @@ def shown_integers(program: Program, runner: HtpRunner) -> dict[str, np.ndarray]
         program: quantized.
         runner: of its QDQ file.
     """
-    feeds = _feeds(program, runner)
-    shown = dict(runner.integers(*feeds))
-    # The outputs come from the file as it ships, not from the copy that shows its integers.
+    # All of one run: what the file gives that shows nothing may have been fused otherwise.
+    shown, outputs = runner.shown(*_feeds(program, runner))
     grids = interface_of(program).outputs
-    for node, grid, output in zip(program.outputs(), grids, runner(*feeds), strict=True):
+    for node, grid, output in zip(program.outputs(), grids, outputs, strict=True):
         if grid is not None:
             shown[node.name] = integers_of(output, grid)
     return shown
@@ -93,7 +93,15 @@ def _ops(program: Program, model: Path, chip: Chip) -> Found:
     size = "x".join(map(str, inputs[0].shape))
     pair = f"exact arithmetic <-> {runner.runtime}, op by op"
     shown = shown_integers(program, runner)
-    return op_check(f"ops-{chip.name}-{size}", pair, program, shown, inputs, runner.note)
+    check, first = op_check(f"ops-{chip.name}-{size}", pair, program, shown, inputs, runner.note)
+    outputs = zip(program.outputs(), interface_of(program).outputs, strict=True)
+    values = zip(outputs, runner(*_feeds(program, runner)), strict=True)
+    unshown = sum(
+        int(np.count_nonzero(integers_of(y, grid) != shown[node.name]))
+        for (node, grid), y in values
+        if grid is not None
+    )
+    return replace(check, metrics={**check.metrics, "differing_unshown": unshown}), first
 
 
 def _outputs(program: Program, model: Path, chip: Chip, context: Path) -> list[Check]:

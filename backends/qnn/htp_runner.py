@@ -66,15 +66,24 @@ class HtpRunner(Runner):
 
     def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
         """Integers of every quantized value, by value name."""
+        return self.shown(*inputs)[0]
+
+    def shown(self, *inputs: np.ndarray) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, ...]]:
+        """Integers of every quantized value, and the outputs of the same run.
+
+        They may differ from the outputs of the file as it is: the HTP fuses more where nothing in
+        between is asked for.
+        """
         with tempfile.TemporaryDirectory(prefix="fuseq.htp.") as folder:
             exposed = Path(folder) / "exposed.onnx"
             onnx.save(with_integers(onnx.load(str(self._file))), str(exposed))
             found = emulator.run(exposed, self.chip, self._feeds(inputs))
-        return {
+        integers = {
             name.removesuffix(_SUFFIX): value
             for name, value in found.items()
             if name.endswith(_SUFFIX)
         }
+        return integers, tuple(self._outward(found[name]) for name in self._outputs)
 
     def _feeds(self, inputs: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         last = self._channels_last
