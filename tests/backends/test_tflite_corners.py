@@ -1,4 +1,4 @@
-"""Every op in a small network: file and executor agree in every integer, on both kernel sets."""
+"""Corners of ops that test_tflite_forms does not reach: no integer apart on either kernel set."""
 
 from __future__ import annotations
 
@@ -25,19 +25,12 @@ class Network(nn.Module):
         self.function = function
         self.first = nn.Conv2d(3, 8, 3, padding=1)
         self.wide, self.deep = nn.Linear(16, 5), nn.Linear(8, 6)
-        self.slopes = nn.PReLU(8)
-        self.grouped = nn.Conv2d(8, 8, 3, 2, 1, groups=2)
-        self.depthwise = nn.Conv2d(8, 16, 3, 2, 1, groups=8)
-        self.up = nn.ConvTranspose2d(8, 5, 4, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self, self.first(x))
 
 
 OPS: dict[str, Callable[[Network, Tensor], Tensor]] = {
-    "grouped": lambda m, x: m.grouped(x),
-    "depthwise": lambda m, x: m.depthwise(x),
-    "transposed": lambda m, x: m.up(x),
     "linear over columns": lambda m, x: m.wide(x),
     "linear over channels": lambda m, x: m.deep(x.flatten(2).transpose(1, 2)),
     "sum": lambda m, x: x + x[:, :1],
@@ -53,34 +46,14 @@ OPS: dict[str, Callable[[Network, Tensor], Tensor]] = {
     "relu6": lambda m, x: F.relu6(F.max_pool2d(x, 2)),
     "clamp": lambda m, x: F.max_pool2d(x, 2).clamp(-0.3, 0.5),
     "clamp that leaves one value": lambda m, x: (x * 0.01).clamp(0.25, 0.75).clamp(-0.5, 2),
-    "leaky relu": lambda m, x: F.leaky_relu(x, 0.2),
     "leaky relu of a small slope": lambda m, x: F.leaky_relu(x, 0.001),
-    "prelu": lambda m, x: m.slopes(x),
-    "hard swish": lambda m, x: F.hardswish(x),
-    "hard sigmoid": lambda m, x: F.hardsigmoid(x),
-    "silu": lambda m, x: F.silu(x),
-    "gelu": lambda m, x: F.gelu(x),
-    "gelu by tanh": lambda m, x: F.gelu(x, approximate="tanh"),
-    "softmax over channels": lambda m, x: x.softmax(1),
     "softmax over columns": lambda m, x: x.softmax(3),
     "attention": lambda m, x: _attention(x.flatten(2).transpose(1, 2)),
-    "instance norm": lambda m, x: F.instance_norm(x),
-    "max pool": lambda m, x: F.max_pool2d(x, 3, 1, 1),
-    "average pool": lambda m, x: F.avg_pool2d(x, 2),
     "average pool of counted padding": lambda m, x: F.avg_pool2d(x, 3, 1, 1),
-    "average pool of counted padding, by two": lambda m, x: F.avg_pool2d(x, 3, 2, 1),
     "adaptive average pool": lambda m, x: F.adaptive_avg_pool2d(x, (3, 4)),
     "mean": lambda m, x: x.mean((2, 3)),
     "mean over channels": lambda m, x: x.mean(1, keepdim=True),
     "mean over columns": lambda m, x: x.mean(3),
-    "nearest": lambda m, x: F.interpolate(x, size=(20, 31)),
-    "bilinear": lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear"),
-    "bilinear between corners": lambda m, x: F.interpolate(
-        x, size=(20, 31), mode="bilinear", align_corners=True
-    ),
-    "pixel shuffle": lambda m, x: F.pixel_shuffle(x, 2),
-    "pixel unshuffle": lambda m, x: F.pixel_unshuffle(x, 2),
-    "pad": lambda m, x: F.pad(x, (1, 2, 0, 3)),
     "slice": lambda m, x: x[:, 1:6, ::2],
 }
 
