@@ -98,6 +98,10 @@ class Runner(ABC):
     def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
         """Integers of every quantized value the runtime can show, by value name."""
 
+    def grids(self) -> tuple[tuple[Grid | None, ...], tuple[Grid | None, ...]]:
+        """Grids of inputs and of outputs where the file itself states them; else empty."""
+        return (), ()
+
     def float_ops(self) -> Mapping[str, int] | None:
         """Op types the runtime computes in float, with their number; None if it cannot tell."""
         return None

@@ -15,6 +15,7 @@ from typing import Any
 
 import ai_edge_litert
 import numpy as np
+import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -22,6 +23,7 @@ from fuseq.backend import Runner
 from fuseq.backends.tflite.arrangement import in_program_order, stored_axes
 from fuseq.backends.tflite.file import TYPES, Array, metadata_of, operators, packed, unpacked
 from fuseq.errors import FuseqError, first_line
+from fuseq.quant.grid import LIMITS, Grid
 
 _MOVES = frozenset(
     "RESHAPE TRANSPOSE CONCATENATION STRIDED_SLICE PAD PADV2 MIRROR_PAD DEPTH_TO_SPACE "
@@ -91,6 +93,11 @@ class LiteRtRunner(Runner):
             found |= _grid(name, tensor, None if is_operand else how.get("output_block", 0))
             found[name] = _restored(_content(self._model, tensor), how)
         return found
+
+    def grids(self) -> tuple[tuple[Grid | None, ...], tuple[Grid | None, ...]]:
+        """As the tensors say."""
+        sides = (self._interpreter.get_input_details(), self._interpreter.get_output_details())
+        return tuple(_grid_of(spec) for spec in sides[0]), tuple(_grid_of(s) for s in sides[1])
 
     def float_ops(self) -> Mapping[str, int]:
         """Operators on floats, with their number; what only moves values does not count."""
@@ -189,6 +196,14 @@ def _grid(name: str, tensor: Any, block: int | None = None) -> dict[str, Array]:
     elif block:
         scale, zero_point = (in_program_order(x, (0,), block) for x in (scale, zero_point))
     return {f"{name}.scale": scale, f"{name}.zero_point": zero_point}
+
+
+def _grid_of(spec: Mapping[str, Any]) -> Grid | None:
+    parameters, dtype = spec["quantization_parameters"], np.dtype(spec["dtype"]).name
+    if len(parameters["scales"]) != 1 or dtype not in LIMITS:
+        return None
+    scale, zero_point = (torch.tensor(parameters[key][0]) for key in ("scales", "zero_points"))
+    return Grid(scale, zero_point, dtype)
 
 
 def _content(model: Any, tensor: Any) -> Array:

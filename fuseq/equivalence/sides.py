@@ -136,7 +136,7 @@ def _file_side(
             "FQ013", f"nothing here runs '{path.name}'", fix=f"files that end in {endings}"
         )
     runner: Runner = plugins.load("runners", kind)(path)
-    interface = interface or Interface()
+    interface = interface or Interface(*runner.grids())
 
     def run(*arrays: np.ndarray) -> list[np.ndarray]:
         return interface.reals(runner(*interface.feeds(runner, arrays)))

@@ -109,6 +109,15 @@ def test_every_interface_gives_the_same_reals(io: str, layout: str, tmp_path: Pa
     assert operators(file_of(bundle)).count("TRANSPOSE") == 2 * (layout == "nchw")
 
 
+@pytest.mark.parametrize("io", ["int8", "uint8", "float"])
+def test_a_file_without_its_bundle_says_its_grids(io: str, tmp_path: Path) -> None:
+    bundle = lowered(tmp_path / "out", io=io)
+    torch.manual_seed(0)
+    result = fuseq.check(Small().eval(), file_of(bundle), [(x.numpy(),) for x in images()])
+    assert [check.kind for check in result.checks] == ["fidelity"] * 3
+    assert min(check.metrics["sqnr_db"] for check in result.checks) > 25
+
+
 def test_the_interpreter_alone_gives_the_integers_of_the_manifest(tmp_path: Path) -> None:
     """As an app does it: quantize with the manifest's grid, run, compare."""
     from ai_edge_litert.interpreter import Interpreter
