@@ -33,6 +33,9 @@ class TfliteBackend(Backend):
         name="tflite",
         arithmetic="xnnpack",
         activation="int8",
+        wide="int16",
+        symmetric=frozenset({"int16"}),
+        one_dtype=True,
         integer=frozenset(
             "conv2d conv_transpose2d linear add sub mul mean relu clamp leaky_relu prelu hardswish "
             "gelu sigmoid tanh softmax rsqrt matmul".split()
@@ -44,9 +47,9 @@ class TfliteBackend(Backend):
         tied_inputs=frozenset({"concat"}),
         absorbed={"relu": _RELU, "clamp": _RELU},
         fixed={
-            "tanh": {"int8": (1 / 128, 0)},
-            "sigmoid": {"int8": (1 / 256, -128)},
-            "softmax": {"int8": (1 / 256, -128)},
+            "tanh": {"int8": (1 / 128, 0), "int16": (1 / 32768, 0)},
+            "sigmoid": {"int8": (1 / 256, -128), "int16": (1 / 32768, 0)},
+            "softmax": {"int8": (1 / 256, -128), "int16": (1 / 32768, 0)},
         },
         decompose=frozenset({"silu", "hardsigmoid", "instance_norm", "layer_norm"}),
         channel_block=16,

@@ -3,29 +3,45 @@
 A value on a grid is one int8 or int16 tensor that carries the grid's scale and zero point, under
 the value's name. Where a node runs in float between such values, DEQUANTIZE and QUANTIZE stand at
 its edges. A value that a later activation absorbs has no tensor of its own: the layer writes the
-activation's, whose grid saturates where the activation cuts.
+activation's, whose grid saturates where the activation cuts. Grids of 16 bits do not, for their
+zero point is 0: there the layer has a fused activation, or a MAXIMUM and a MINIMUM behind it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from ai_edge_litert import schema_py_generated as schema
 from torch import Tensor, fx, nn
 
 from fuseq import ops
 from fuseq.backends.tflite.arrangement import reshaped, reshaped_value, stored_axes, stored_shape
 from fuseq.backends.tflite.file import Array, File
 from fuseq.backends.tflite.forms import FORMS, Site
-from fuseq.backends.tflite.layers import Stored, Weights, as_metadata, write_layer
+from fuseq.backends.tflite.layers import (
+    NO_ACTIVATION,
+    Stored,
+    Weights,
+    as_metadata,
+    write_layer,
+)
 from fuseq.backends.tflite.order import block_orders
 from fuseq.program import Program
 from fuseq.quant.grid import Grid
-from fuseq.quant.structure import flat_arguments
+from fuseq.quant.structure import bounds, flat_arguments, integer_bounds
 
 _BROADCAST = frozenset({"add", "sub", "mul", "div"})
+
+_FUSED: Mapping[tuple[float, float], int] = {
+    (0.0, math.inf): schema.ActivationFunctionType.RELU,
+    (0.0, 6.0): schema.ActivationFunctionType.RELU6,
+    (-1.0, 1.0): schema.ActivationFunctionType.RELU_N1_TO_1,
+}
+"""Interval -> the activation that cuts to it."""
 
 
 def to_tflite(
@@ -164,6 +180,25 @@ class _Emitter:
         dtype = grid.dtype if grid else "float32"
         shape = self.program.shape(node)
         output = self.file.tensor(result, stored_shape(shape), dtype, grid)
+        if grid is None or dtype != "int16" or node.name not in self.absorbed:
+            return self._written(node, name, output, grid)
+        (activation,) = node.users
+        fused = _FUSED.get(bounds(activation), NO_ACTIVATION)
+        if fused != NO_ACTIVATION:
+            return self._written(node, name, output, grid, fused)
+        whole = self.file.like(output, f"{node.name}.whole", stored_shape(shape))
+        self._written(node, name, whole, grid)
+        _cut(self.file, activation.name, whole, output, integer_bounds(activation, grid))
+        return output
+
+    def _written(
+        self,
+        node: fx.Node,
+        name: str,
+        output: int,
+        grid: Grid | None,
+        fused: int = NO_ACTIVATION,
+    ) -> int:
         module = self.program.get(node) if node.op == "call_module" else None
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             source = node.all_input_nodes[0]
@@ -175,11 +210,12 @@ class _Emitter:
                 output,
                 self.blocks.get(source, 0),
                 self.blocks.get(node, 0),
+                fused,
             )
             return output
         deep = node if name == "pixel_unshuffle" else next(iter(node.all_input_nodes), node)
         inputs = [self._operand(node, arg, grid) for arg in flat_arguments(node)]
-        FORMS[name](Site(self.file, self.program, node, inputs, output, deep in self.blocks))
+        FORMS[name](Site(self.file, self.program, node, inputs, output, deep in self.blocks, fused))
         return output
 
     def _operand(self, node: fx.Node, arg: Any, grid: Grid | None) -> int:
@@ -246,6 +282,24 @@ class _Emitter:
     def _moved(self, index: int, name: str, grid: Grid) -> int:
         moved = self.file.tensor(name, self.file.shapes[index], grid.dtype, grid)
         return self.file.op("QUANTIZE", [index], moved, "Quantize")
+
+
+def _cut(file: File, name: str, source: int, output: int, ends: tuple[int, int]) -> None:
+    """Cut integers to an interval on the grid they have.
+
+    Args:
+        file: to write to.
+        name: of the op, for inner tensors.
+        source: tensor to cut.
+        output: tensor of the result, on the same grid.
+        ends: smallest and largest integer that is left.
+    """
+    lower = file.like(output, f"{name}.maximum", file.shapes[output])
+    dtype, grid = file.dtypes[output], file.grids[output]
+    steps = (("MAXIMUM", ends[0], lower), ("MINIMUM", ends[1], output))
+    for code, end, result in steps:
+        bound = file.constant(f"{name}.bound", np.array([end], dtype), grid)
+        source = file.op(code, [source, bound], result, "MaximumMinimum")
 
 
 def _array(tensor: Tensor) -> Array:

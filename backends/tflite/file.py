@@ -36,7 +36,7 @@ _OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() 
 
 VERSIONS: Mapping[str, Mapping[str, int]] = {
     "ABS": {"float32": 1},
-    "ADD": {"float32": 1, "int8": 2, "int16": 4},
+    "ADD": {"float32": 1, "int8": 2, "int16": 3},
     "AVERAGE_POOL_2D": {"float32": 1, "int8": 2, "int16": 3},
     "BATCH_MATMUL": {"float32": 1, "int8": 2, "int16": 3},
     "CONCATENATION": {"float32": 1, "int8": 2, "int16": 3},
@@ -47,7 +47,7 @@ VERSIONS: Mapping[str, Mapping[str, int]] = {
     "DIV": {"float32": 1},
     "EXP": {"float32": 1},
     "FULLY_CONNECTED": {"float32": 1, "int8": 4, "int16": 7},
-    "GELU": {"float32": 1, "int8": 2},
+    "GELU": {"float32": 1, "int8": 2, "int16": 2},
     "HARD_SWISH": {"float32": 1, "int8": 1},
     "LEAKY_RELU": {"float32": 1, "int8": 1, "int16": 2},
     "LOG": {"float32": 1},
@@ -68,7 +68,7 @@ VERSIONS: Mapping[str, Mapping[str, int]] = {
     "RESHAPE": {"float32": 1, "uint8": 1, "int8": 1, "int16": 1},
     "RESIZE_BILINEAR": {"float32": 1, "int8": 2, "int16": 4},
     "RESIZE_NEAREST_NEIGHBOR": {"float32": 1, "int8": 2, "int16": 4},
-    "RSQRT": {"float32": 1, "int8": 2},
+    "RSQRT": {"float32": 1, "int8": 2, "int16": 3},
     "SOFTMAX": {"float32": 1, "int8": 2, "int16": 3},
     "SPACE_TO_DEPTH": {"float32": 1, "int8": 2},
     "SQRT": {"float32": 1},
@@ -103,6 +103,8 @@ def version_of_form(
 
     rank = len(shapes[0])
     broadcasts = rank > 4 and len({tuple(shape) for shape in shapes}) > 1
+    if option("quantizedBiasType"):
+        return {"FULLY_CONNECTED": 11, "CONV_2D": 8, "TRANSPOSE_CONV": 5}[code]
     match code:
         case "CONV_2D" if shapes[0][-1] != shapes[1][-1]:  # groups
             return 6

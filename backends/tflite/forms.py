@@ -27,7 +27,7 @@ from fuseq.backends.tflite.arrangement import (
     transposed,
 )
 from fuseq.backends.tflite.file import File
-from fuseq.backends.tflite.layers import padded
+from fuseq.backends.tflite.layers import NO_ACTIVATION, padded
 from fuseq.program import Program
 from fuseq.quant.arithmetic.litert import slope_grid
 from fuseq.quant.grid import Grid
@@ -45,6 +45,7 @@ class Site:
         inputs: tensors of its operands, as stored.
         output: tensor of its result, as stored.
         in_block_order: whether the channels on the deep side of a pixel shuffle are in block order.
+        fused: activation of the schema that the op computes, if it absorbs one.
     """
 
     file: File
@@ -53,6 +54,7 @@ class Site:
     inputs: Sequence[int]
     output: int
     in_block_order: bool = False
+    fused: int = NO_ACTIVATION
 
     def shape_of_operand(self) -> tuple[int, ...]:
         """Shape of the first operand in the program."""
@@ -85,6 +87,10 @@ Form: TypeAlias = Callable[[Site], None]
 
 def _plain(code: str, options: str = "") -> Form:
     return lambda site: site.op(code, options)
+
+
+def _absorbing(code: str, options: str, **fields: Any) -> Form:
+    return lambda site: site.op(code, options, fusedActivationFunction=site.fused, **fields)
 
 
 def _clamp(site: Site) -> None:
@@ -384,9 +390,9 @@ def _matmul(site: Site) -> None:
 
 
 FORMS: dict[str, Form] = {
-    "add": _plain("ADD", "Add"),
-    "sub": _plain("SUB", "Sub"),
-    "mul": _plain("MUL", "Mul"),
+    "add": _absorbing("ADD", "Add", potScaleInt16=False),
+    "sub": _absorbing("SUB", "Sub", potScaleInt16=False),
+    "mul": _absorbing("MUL", "Mul"),
     "div": _plain("DIV", "Div"),
     "matmul": _matmul,
     "concat": _concat,

@@ -22,6 +22,8 @@ from fuseq.quant.grid import Grid, bias_grid
 Layer: TypeAlias = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 Array: TypeAlias = npt.NDArray[Any]
 
+NO_ACTIVATION: int = schema.ActivationFunctionType.NONE
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -61,6 +63,7 @@ def write_layer(
     output: int,
     input_block: int,
     output_block: int,
+    fused: int = NO_ACTIVATION,
 ) -> dict[str, Stored]:
     """Write a layer; returns how its constants are stored, by name.
 
@@ -72,6 +75,7 @@ def write_layer(
         output: tensor of the result.
         input_block: factor of the block order of the input's channels, or 0.
         output_block: the same for the result.
+        fused: activation of the schema that the layer computes.
     """
     depthwise = isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels
     axes = {nn.Linear: (0, 1), nn.ConvTranspose2d: (1, 2, 3, 0)}.get(type(layer), (0, 2, 3, 1))
@@ -92,18 +96,24 @@ def write_layer(
     if weight_grid is not None:
         axis = axes.index(channels)
         weight_grid = Grid(weight_grid.scale, weight_grid.zero_point, weight_grid.dtype, axis)
+    options: dict[str, Any] = {"fusedActivationFunction": fused}
+    if depthwise and file.dtypes[source] == "int16":
+        bias = bias.astype(np.int64)
+    elif file.dtypes[source] == "int16":
+        options["quantizedBiasType"] = schema.TensorType.INT32
     names = (f"{weights.name}.weight", f"{weights.name}.{'no_' * (weights.bias is None)}bias")
     parameters = [
         file.constant(names[0], array.transpose(axes), weight_grid),
         file.constant(names[1], bias, added),
     ]
     if isinstance(layer, nn.Linear):
-        version = 12 if file.dtypes[source] == "int8" and _per_channel(weight_grid) else None
-        file.op("FULLY_CONNECTED", [source, *parameters], output, "FullyConnected", version=version)
+        version = 12 if _per_channel(weight_grid) else None
+        operands = [source, *parameters]
+        file.op("FULLY_CONNECTED", operands, output, "FullyConnected", version=version, **options)
     elif isinstance(layer, nn.ConvTranspose2d):
-        _transposed(file, layer, [parameters[0], source, parameters[1]], output)
+        _transposed(file, layer, [parameters[0], source, parameters[1]], output, options)
     else:
-        _convolution(file, layer, [source, *parameters], output, depthwise)
+        _convolution(file, layer, [source, *parameters], output, depthwise, options)
     stored = {names[0]: Stored(axes, output_block, input_block, channels)}
     if weights.bias is not None:
         stored[names[1]] = Stored((0,), output_block)
@@ -131,7 +141,12 @@ def _per_channel(grid: Grid | None) -> bool:
 
 
 def _convolution(
-    file: File, conv: nn.Conv2d, inputs: Sequence[int], output: int, depthwise: bool
+    file: File,
+    conv: nn.Conv2d,
+    inputs: Sequence[int],
+    output: int,
+    depthwise: bool,
+    more: Mapping[str, Any],
 ) -> None:
     assert not isinstance(conv.padding, str)
     name = file.name(output)
@@ -151,6 +166,7 @@ def _convolution(
         "strideW": conv.stride[1],
         "dilationHFactor": conv.dilation[0],
         "dilationWFactor": conv.dilation[1],
+        **more,
     }
     operands = [source, *inputs[1:]]
     if depthwise:
@@ -160,7 +176,13 @@ def _convolution(
         file.op("CONV_2D", operands, output, "Conv2D", **options)
 
 
-def _transposed(file: File, layer: nn.ConvTranspose2d, inputs: Sequence[int], output: int) -> None:
+def _transposed(
+    file: File,
+    layer: nn.ConvTranspose2d,
+    inputs: Sequence[int],
+    output: int,
+    more: Mapping[str, Any],
+) -> None:
     """The whole of what the kernel reaches, cut to torch's window where that has padding."""
     weight, source, bias = inputs
     batch, height, width, _ = file.shapes[source]
@@ -179,10 +201,11 @@ def _transposed(file: File, layer: nn.ConvTranspose2d, inputs: Sequence[int], ou
         [file.integers(*full), weight, source, bias],
         whole,
         "TransposeConv",
-        version=3,
+        version=5 if "quantizedBiasType" in more else 3,
         padding=schema.Padding.VALID,
         strideH=stride[0],
         strideW=stride[1],
+        **more,
     )
     if whole != output:
         assert not isinstance(layer.padding, str)

@@ -23,7 +23,7 @@ _SUMS = frozenset("add sub mul".split())
 def block_orders(program: Program) -> dict[fx.Node, int]:
     """Nodes whose stored channels are in block order, with the factor of their pixel shuffle.
 
-    16-bit values are left out: DEPTH_TO_SPACE has no kernel for them.
+    16-bit values are left out: DEPTH_TO_SPACE and SPACE_TO_DEPTH have no kernel for them.
     """
     found: dict[fx.Node, int] = {}
     for node in program.graph.nodes:
@@ -33,14 +33,15 @@ def block_orders(program: Program) -> dict[fx.Node, int]:
             found |= dict.fromkeys(_makers(program, node.all_input_nodes[0]) or (), factor)
         elif name == "pixel_unshuffle":
             factor = node.kwargs["downscale_factor"]
-            if all(_mixes_channels(program, user) for user in node.users):
+            readers = all(_mixes_channels(program, user) for user in node.users)
+            if readers and not is_wide(program, node):
                 found[node] = factor
     return found
 
 
 def _makers(program: Program, node: fx.Node) -> list[fx.Node] | None:
     """A value and those it is made of, back to convolutions; None if one cannot be reordered."""
-    if len(node.users) != 1 or _is_wide(program, node):
+    if len(node.users) != 1 or is_wide(program, node):
         return None
     if _mixes_channels(program, node):
         return [node]
@@ -64,7 +65,8 @@ def _mixes_channels(program: Program, node: fx.Node) -> bool:
     return isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.groups == 1
 
 
-def _is_wide(program: Program, node: fx.Node) -> bool:
+def is_wide(program: Program, node: fx.Node) -> bool:
+    """Whether a value has integers of 16 bits."""
     table = program.quantization
     grid = table.grids.get(node.name) if table else None
     return grid is not None and grid.dtype == "int16"

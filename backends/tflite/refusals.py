@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from torch import fx, nn
@@ -11,12 +11,19 @@ from fuseq import ops
 from fuseq.backend import Refusal
 from fuseq.backends.tflite.file import TYPES
 from fuseq.backends.tflite.forms import FORMS
+from fuseq.backends.tflite.order import is_wide
 from fuseq.program import Program
 
 Reason: TypeAlias = tuple[str, str]
 """Why, and what would make it possible."""
 
 _LAYERS = frozenset({"conv2d", "conv_transpose2d", "linear", "requantize"})
+_NARROW: Mapping[str, Reason] = {
+    "hardswish": ("HARD_SWISH has no kernel of 16 bits", "x * F.hardsigmoid(x), or 8 bits"),
+    "prelu": ("PRELU has no kernel of 16 bits", "F.leaky_relu, or 8 bits"),
+}
+"""Ops that have integers of 8 bits only."""
+
 _SIZED = frozenset("interpolate interpolate_nearest reshape unsqueeze pixel_unshuffle".split())
 
 
@@ -46,6 +53,8 @@ def _reason(program: Program, node: fx.Node, resizable: bool) -> Reason | None:
         return f"no TFLite operator computes {name.removeprefix('foreign:')}", known
     if resizable and name in _SIZED and program.origin.dynamic:
         return f"the size that {name} gives is a number in the file", "-b tflite, at a fixed size"
+    if name in _NARROW and is_wide(program, node):
+        return _NARROW[name]
     check = _CHECKS.get(name)
     return (check(program, node) if check else None) or (_dtype(node) if _is_output(node) else None)
 

@@ -21,7 +21,7 @@ from fuseq.program import Program
 from fuseq.quant.arithmetic import ARITHMETICS, Arithmetic
 from fuseq.quant.arithmetic.base import Function, Pair
 from fuseq.quant.grid import Grid
-from fuseq.quant.structure import flat_arguments
+from fuseq.quant.structure import flat_arguments, integer_bounds
 from fuseq.quant.table import QuantizationTable
 
 if TYPE_CHECKING:
@@ -181,7 +181,9 @@ class IntegerInterpreter(fx.Interpreter):
         if node.name in self.table.absorbed.values():
             return source
         if name in _KERNELS:
-            return Quantized(_KERNELS[name](self, node, grid), grid)
+            q = _KERNELS[name](self, node, grid)
+            ends = self.cut_to(node, grid)
+            return Quantized(q if ends is None else q.clamp(*ends), grid)
         if name in self.table.profile.same_grid:
             return Quantized(self.move(node, source), grid)
         return self.rounded_once(node, grid)
@@ -245,6 +247,13 @@ class IntegerInterpreter(fx.Interpreter):
             return lambda real: F.prelu(real, slopes.to(real.dtype))
         function: Any = activation.target
         return lambda real: function(real, **activation.kwargs)
+
+    def cut_to(self, node: fx.Node, grid: Grid) -> tuple[int, int] | None:
+        """Integers at which an absorbed relu or clamp cuts; None where the grid's ends do it."""
+        if node.name not in self.table.absorbed or grid.dtype not in self.table.profile.symmetric:
+            return None
+        (activation,) = node.users
+        return integer_bounds(activation, grid)
 
     def _operand(self, node: fx.Node, arg: Any) -> Any:
         if isinstance(arg, fx.Node):

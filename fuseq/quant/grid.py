@@ -134,6 +134,25 @@ def affine_grid(low: float, high: float, dtype: str) -> Grid:
     return Grid(scale, torch.tensor(min(max(zero_point, qmin), qmax), dtype=torch.int32), dtype)
 
 
+def centered_grid(low: float, high: float, dtype: str) -> Grid:
+    """Per-tensor grid that covers a range, with zero point 0.
+
+    Args:
+        low: smallest real.
+        high: largest real.
+        dtype: a signed key of `LIMITS`.
+
+    Returns:
+        The grid with `scale = max(|low|, |high|) / qmax`.
+    """
+    scale = max(abs(low), abs(high)) / LIMITS[dtype][1]
+    return Grid(
+        torch.tensor(max(scale, SMALLEST_SCALE), dtype=torch.float32),
+        torch.tensor(0, dtype=torch.int32),
+        dtype,
+    )
+
+
 def symmetric_grid(
     weight: Tensor, axis: int, bias: Tensor | None = None, input_scale: Tensor | None = None
 ) -> Grid:

@@ -17,6 +17,8 @@ class Profile:
         arithmetic: rounding of its kernels, a key of `fuseq.quant.arithmetic.ARITHMETICS`.
         activation: dtype of activations where nothing else is asked for.
         wide: dtype of 16 bits that activations may have instead; empty for a target without one.
+        symmetric: dtypes whose grids have zero point 0: of int16 in many runtimes.
+        one_dtype: whether operands and result of an op must have the same dtype.
         integer: ops with an integer kernel and a free output grid.
         float_inside: ops that take and give integers but compute in float between them (a lookup
             table, or dequantize -> op -> quantize).
@@ -40,6 +42,8 @@ class Profile:
     arithmetic: str
     activation: str = "uint8"
     wide: str = ""
+    symmetric: frozenset[str] = frozenset()
+    one_dtype: bool = False
     integer: frozenset[str] = frozenset()
     float_inside: frozenset[str] = frozenset()
     same_grid: frozenset[str] = frozenset()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ from fuseq.quant.grid import (
     Grid,
     affine_grid,
     bias_grid,
+    centered_grid,
     quantize_bias,
     quantize_weight,
     symmetric_grid,
@@ -97,7 +98,7 @@ def activation_grids(
     wished = {
         group: _fixed_grid(*structure.fixed[group], structure.dtypes[group])
         if group in structure.fixed
-        else _inside(affine_grid(*ranges[group], structure.dtypes[group]), values)
+        else _free_grid(*ranges[group], structure.dtypes[group], structure, values)
         for group, values in _members(program, structure).items()
     }
     chosen = resolved(program, structure, wished)
@@ -254,7 +255,19 @@ def _fixed_grid(scale: float, zero_point: int, dtype: str) -> Grid:
     )
 
 
-def _inside(grid: Grid, values: list[fx.Node]) -> Grid:
+def _free_grid(
+    low: float, high: float, dtype: str, structure: Structure, values: Sequence[fx.Node] = ()
+) -> Grid:
+    """Grid over a range, of the form that the target has for a dtype.
+
+    An affine one ends inside what the clamps among its values allow.
+    """
+    if dtype in structure.symmetric:
+        return centered_grid(low, high, dtype)
+    return _inside(affine_grid(low, high, dtype), values)
+
+
+def _inside(grid: Grid, values: Sequence[fx.Node]) -> Grid:
     """Shrink a grid until its ends lie inside what the group's clamps allow.
 
     A runtime may drop a clamp whose interval holds the whole grid, so the float32 product
@@ -321,7 +334,7 @@ def _constant_grid(
     program: Program, node: fx.Node, arg: fx.Node | float, structure: Structure
 ) -> Grid:
     low, high = _constant(program, arg).aminmax()
-    return affine_grid(float(low), float(high), _widest(node, structure))
+    return _free_grid(float(low), float(high), _widest(node, structure), structure)
 
 
 def _widest(node: fx.Node, structure: Structure) -> str:

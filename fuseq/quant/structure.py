@@ -7,15 +7,18 @@ directions. Grids are shared by unification (union-find over values).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
 from fuseq import ops
 from fuseq.program import Program
+from fuseq.quant.grid import Grid
 from fuseq.quant.profile import Profile
 
 
@@ -30,6 +33,7 @@ class Structure:
         fixed: group -> (scale, zero point) the target demands.
         integer: names of nodes that take integers and give integers.
         islands: names of the other nodes that compute: they run in float.
+        symmetric: dtypes whose grids have zero point 0.
     """
 
     group: Mapping[str, str]
@@ -38,6 +42,7 @@ class Structure:
     fixed: Mapping[str, tuple[float, int]]
     integer: frozenset[str]
     islands: tuple[str, ...]
+    symmetric: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,7 @@ def find_structure(
         fixed,
         frozenset(n.name for n in computing),
         islands,
+        profile.symmetric,
     )
 
 
@@ -189,3 +195,18 @@ def bounds(node: fx.Node) -> tuple[float, float]:
         float("-inf") if low is None else float(low),  # type: ignore[arg-type]
         float("inf") if high is None else float(high),  # type: ignore[arg-type]
     )
+
+
+def integer_bounds(node: fx.Node, grid: Grid) -> tuple[int, int]:
+    """Integers that a relu or clamp node cuts to on a symmetric grid, which ends elsewhere.
+
+    Halves are rounded away from zero, as runtimes round the bounds of fused activations.
+
+    Args:
+        node: a relu or clamp.
+        grid: of its result, with zero point 0.
+    """
+    steps = [np.float32(bound) / np.float32(grid.scale.item()) for bound in bounds(node)]
+    whole = [math.copysign(np.floor(np.float64(abs(n)) + 0.5), n) for n in steps]
+    low, high = (int(min(max(n, grid.qmin), grid.qmax)) for n in whole)
+    return low, high

@@ -87,5 +87,4 @@ def lowest_version(operator: Operator) -> int | None:
 def _is_per_channel(operator: Operator) -> bool:
     """A linear layer with a scale per channel: kernels of old took the first scale for all."""
     values = operator.values
-    is_linear = operator.code == "FULLY_CONNECTED" and values[0].dtype == "int8"
-    return is_linear and values[1].scales.size > 1
+    return operator.code == "FULLY_CONNECTED" and values[1].scales.size > 1
