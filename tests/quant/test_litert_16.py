@@ -61,7 +61,7 @@ def test_convolution(kind: str, kernels: str, seed: int) -> None:
     random = np.random.default_rng(seed)
     groups = 1 if kind == "dense" else int(random.integers(2, 4))
     inside = 1 if kind == "depthwise" else int(random.integers(2, 6))
-    outputs, kernel, stride = groups * int(random.integers(1, 4)), pair(random, 1, 4), (1, 2)
+    outputs, kernel, stride = groups * int(random.integers(1, 20)), pair(random, 1, 4), (1, 2)
     shape = (outputs, inside, *kernel)
     grid, weight, weight_grid, bias, stored_bias, output_grid = layer(
         random, shape, 0, wide=kind == "depthwise"
@@ -111,12 +111,12 @@ def test_sums_of_a_convolution_wrap_around(kernels: str, seed: int) -> None:
 @KERNELS
 def test_transposed_convolution(kernels: str, seed: int) -> None:
     random = np.random.default_rng(seed)
-    channels, outputs = pair(random, 1, 6)
+    channels, outputs = int(random.integers(1, 6)), int(random.integers(1, 24))
     kernel, stride = pair(random, 1, 5), pair(random, 1, 4)
     grid, weight, weight_grid, bias, stored_bias, output_grid = layer(
         random, (channels, outputs, *kernel), 1
     )
-    x = integers(random, (2, channels, 6, 7), grid)
+    x = integers(random, (2, channels, 16, 17), grid)
     ours = OURS[kernels].convolve_transposed(
         x, grid, weight, weight_grid, bias, output_grid, stride=stride
     )

@@ -6,6 +6,8 @@ XNNPACK takes none of these ops, so that LiteRT's own kernels run. They are the 
     quantize                      clamp(rint(x * (1 / s)))
     conv without groups, linear   acc * m as there, the second rounding with halves up, too;
                                   for a linear layer of one scale m = float32(s_x s_w) / s_y
+    transposed conv               the same, of 8 output channels at a time; those that are left over
+                                  as the reference kernel
 
 Not modelled: sigmoid at input scales within 0.07 % of `2**-12`, tanh there and at `2**-11`. For
 powers of two this interpreter has other kernels, up to 12 steps of `2**-15` away from these.
@@ -56,8 +58,8 @@ class LiteRtDefault16(TfliteReference16):
         return convolve(*args, groups=groups, **options)
 
     def convolve_transposed(self, *args: Any, **options: Any) -> Tensor:
-        """TRANSPOSE_CONV, as the reference kernel."""
-        return _REFERENCE.convolve_transposed(*args, **options)
+        """TRANSPOSE_CONV."""
+        return _TRANSPOSED.convolve_transposed(*args, **options)
 
     def linear(
         self,
@@ -77,4 +79,16 @@ class LiteRtDefault16(TfliteReference16):
         return Arithmetic.linear(self, x, product, weight, one, bias, output_grid)
 
 
-_REFERENCE = TfliteReference16()
+class _Transposed(TfliteReference16):
+    """Sums of transposed convolutions."""
+
+    def requantize_accumulator(
+        self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
+    ) -> Tensor:
+        arguments = (accumulator, multiplicands, output_grid, axis)
+        up, away = (a.requantize_accumulator(*arguments) for a in (_DEFAULT, _REFERENCE))
+        whole = accumulator.shape[1] // 8 * 8
+        return torch.cat((up[:, :whole], away[:, whole:]), 1)
+
+
+_DEFAULT, _REFERENCE, _TRANSPOSED = LiteRtDefault16(), TfliteReference16(), _Transposed()
