@@ -51,7 +51,9 @@ def op_steps(
     assert program.quantization is not None
     given = {name: torch.from_numpy(q.astype(np.int32)) for name, q in shown.items()}
     ours = execute(program, inputs, given=given).integers
-    layers = {value: layer for layer, value in program.quantization.absorbed.items()}
+    layers: dict[str, str] = {}
+    for layer, value in program.quantization.absorbed.items():
+        layers.setdefault(value, layer)
     nodes = {node.name: node for node in program.graph.nodes}
     return [
         OpSteps(

@@ -24,6 +24,7 @@ from fuseq.qdq.graph import Graph
 from fuseq.qdq.sized_ops import resize
 from fuseq.quant.arithmetic.htp import slope_grid
 from fuseq.quant.grid import Grid, affine_grid
+from fuseq.quant.structure import bounds
 
 IGNORED = ".ignored."
 """What the names of tensors that HTP does not have contain."""
@@ -38,9 +39,11 @@ SMALLEST_SLOPE = 1 / 64
 def ignored_grid(program: Program, node: fx.Node) -> Grid | None:
     """Grid between a layer and the activation on its sums: the inputs that its outputs come from.
 
+    Between such an activation and a requantize: what both can hold.
+
     Args:
         program: quantized.
-        node: the layer.
+        node: the layer, or the activation.
 
     Returns:
         None where the file has no quantizer there.
@@ -49,12 +52,15 @@ def ignored_grid(program: Program, node: fx.Node) -> Grid | None:
     if table is None or node.name not in table.absorbed:
         return None
     (activation,) = node.users
+    output = table.grids[table.absorbed[node.name]]
+    ends = output.dequantize(torch.tensor([output.qmin, output.qmax]))
+    low, high = float(ends[0]), float(ends[1])
+    if node.all_input_nodes[0].name in table.absorbed:  # an activation in front of a requantize
+        first, last = bounds(node)
+        return affine_grid(max(low, first), min(high, last), output.dtype)
     slope = _smallest_slope(program, activation)
     if slope is None:
         return None
-    output = table.grids[activation.name]
-    ends = output.dequantize(torch.tensor([output.qmin, output.qmax]))
-    low, high = float(ends[0]), float(ends[1])
     if slope == 0.0:  # hard-swish: below -3 there is nothing
         return affine_grid(-3.0, max(high, 3.0), output.dtype)
     return affine_grid(min(low, -high) / slope, high, output.dtype)

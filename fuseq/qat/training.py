@@ -127,15 +127,16 @@ def used_intervals(program: Program, structure: Structure) -> dict[str, tuple[st
         structure: of the program.
     """
     found = {}
+    nodes = {node.name: node for node in program.graph.nodes}
     for node in program.graph.nodes:
         name = structure.absorbed.get(node.name, node.name)
         group = structure.group.get(name)
         if group is None or group in structure.fixed:
             continue
-        value = node if name == node.name else next(iter(node.users))
-        low, high = used_interval(value, structure) or (-math.inf, math.inf)
-        if value is not node:  # an activation on the accumulator
-            low, high = max(low, bounds(value)[0]), min(high, bounds(value)[1])
+        low, high = used_interval(nodes[name], structure) or (-math.inf, math.inf)
+        if name != node.name:  # an activation on the accumulator
+            (activation,) = node.users
+            low, high = max(low, bounds(activation)[0]), min(high, bounds(activation)[1])
         found[node.name] = (group, low, high)
     return found
 

@@ -178,7 +178,7 @@ class IntegerInterpreter(fx.Interpreter):
             return _moved(self.arithmetic, source, grid)
         if node.name not in self.table.integer:
             return self.rounded_once(node, grid)
-        if node.name in self.table.absorbed.values():
+        if node.all_input_nodes[0].name in self.table.absorbed:
             return source
         if name in _KERNELS:
             q = _KERNELS[name](self, node, grid)
@@ -239,7 +239,8 @@ class IntegerInterpreter(fx.Interpreter):
             return None
         (activation,) = node.users
         name = ops.name_of(self.program, activation)
-        if name in ("relu", "clamp", "requantize"):
+        cut = name in ("relu", "clamp") and activation.name not in self.table.absorbed
+        if cut or name == "requantize":
             return None
         if name == "prelu":
             layer: Any = self.program.get(activation)

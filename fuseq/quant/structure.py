@@ -29,7 +29,7 @@ class Structure:
     Attributes:
         group: name of each quantized value -> name of the value that stands for its group.
         dtypes: group -> dtype of its grid.
-        absorbed: producer name -> name of the activation computed on its accumulator.
+        absorbed: as in `QuantizationTable`.
         fixed: group -> (scale, zero point) the target demands.
         integer: names of nodes that take integers and give integers.
         islands: names of the other nodes that compute: they run in float.
@@ -166,16 +166,19 @@ def _is_value(node: fx.Node) -> bool:
 def _absorbed(
     nodes: list[fx.Node], names: Mapping[fx.Node, str], profile: Profile, integer: set[fx.Node]
 ) -> dict[fx.Node, fx.Node]:
-    found = {}
+    found: dict[fx.Node, fx.Node] = {}
+    layers: dict[fx.Node, fx.Node] = {}
     for node in nodes:
         producer = node.args[0] if node.args else None
         if names[node] not in profile.absorbed or not isinstance(producer, fx.Node):
             continue
-        fits = names.get(producer) in profile.absorbed[names[node]] and producer in integer
+        # A requantize may follow an activation that is computed on a layer's sums already.
+        layer = layers.get(producer, producer) if names[node] == "requantize" else producer
+        fits = names.get(layer) in profile.absorbed[names[node]] and layer in integer
         fits = fits and (node in integer or names[node] == "requantize")
         if fits and len(producer.users) == 1 and holds_zero(node):
-            found[producer] = node
-    return found
+            found[producer], layers[node] = node, layer
+    return {producer: found.get(node, node) for producer, node in found.items()}
 
 
 def holds_zero(node: fx.Node) -> bool:

@@ -25,7 +25,8 @@ class QuantizationTable:
             `<node name>.operand` where the operand is a number.
         integers: frozen int8 weights, int32 biases and constants, by the same names.
         absorbed: producer node name -> name of the activation it computes on its accumulator. The
-            producer's own value has no grid.
+            producer's own value has no grid. Where a requantize follows that activation, both the
+            layer and the activation map to the requantize.
         integer: names of nodes that compute on integers. Any other node runs in float on the reals
             of its operands, and its value is then quantized if it has a grid.
     """

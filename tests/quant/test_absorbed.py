@@ -200,9 +200,49 @@ def test_a_layer_that_only_a_concat_reads_writes_onto_its_grid() -> None:
     assert torch.equal(integers[edge], integers[concat.name][:, :4])
 
 
-def test_training_writes_onto_the_grid_of_a_concat() -> None:
+class Cut(nn.Module):
+    """A concat of two activations that layers compute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.narrow, self.wide = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.last = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrow = torch.relu(self.narrow(x))
+        wide = nn.functional.leaky_relu(3 * self.wide(x), 0.1)
+        return self.last(torch.cat([narrow, wide], 1))
+
+
+def test_an_activation_that_only_a_concat_reads_is_rounded_once() -> None:
+    """On the concat's grid, whose ends are not where a ReLU cuts."""
     data = batches()
-    qat = fuseq.qat.prepare(Joined().train(), data[0], target="qnn", calibration=data)
+    program = fuseq.quantize(Cut().eval(), data[0], target="qnn", calibration=data)
+    table = program.quantization
+    assert table is not None
+    edge = table.absorbed["narrow"]
+    assert table.absorbed["relu"] == edge
+    assert not {"narrow", "relu"} & set(table.grids)
+    grid = table.grids[edge]
+    assert int(grid.zero_point) > 0
+    x = 3 * data[1]
+    integers = fuseq.execute(program, (x,)).integers
+    layer = program.module.get_submodule("narrow")
+    real = table.grids["x"].dequantize(integers["x"])
+    for name in ("weight", "bias"):
+        path = f"narrow.{name}"
+        values = table.grids[path].dequantize(table.integers[path])
+        getattr(layer, name).data = values
+    with torch.no_grad():
+        exact = torch.relu(layer.double()(real.double()))
+    assert torch.equal(integers[edge], grid.quantize(exact))
+
+
+@pytest.mark.parametrize("network", [Joined, Cut])
+def test_training_writes_onto_the_grid_of_a_concat(network: type[nn.Module]) -> None:
+    data = batches()
+    qat = fuseq.qat.prepare(network().train(), data[0], target="qnn", calibration=data)
     optimizer = torch.optim.SGD(qat.parameters(), lr=0.01)
     for x in data:
         optimizer.zero_grad()

@@ -15,6 +15,8 @@ def _clip_past_its_grid(place: Place) -> Finding | None:
     """A clip whose grid touches one of its bounds is dropped: the grid must end at both."""
     if place.op not in ("relu", "clamp") or place.output is None:
         return None
+    if place.table and place.node.name in place.table.absorbed:  # `ignored_grid` ends there
+        return None
     low, high = ends(place.output)
     first, last = bounds(place.node)
     if first <= low and high <= last:
