@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 import fuseq
@@ -39,6 +40,7 @@ class Legalize(fuseq.Pass):
             return 0
         return (
             _decompose(program, self.profile)
+            + _fixed_pools(program)
             + _keep_dimensions(program)
             + _flatten_linears(program)
             + _requantize_ties(program, self.profile)
@@ -58,6 +60,36 @@ def _decompose(program: Program, profile: Profile) -> int:
         else:
             program.graph.erase_node(node)
     return before
+
+
+def _fixed_pools(program: Program) -> int:
+    """An adaptive pool of a fixed size is a pool where all its windows are equal."""
+    found = 0
+    if any(dim >= 2 for _, dim in program.origin.dynamic):
+        return 0
+    for node in list(program.graph.nodes):
+        if ops.name_of(program, node) != "adaptive_avg_pool":
+            continue
+        source = node.all_input_nodes[0]
+        sizes, outputs = program.shape(source)[-2:], program.shape(node)[-2:]
+        if any(n % m for n, m in zip(sizes, outputs, strict=True)):
+            continue
+        window = tuple(n // m for n, m in zip(sizes, outputs, strict=True))
+        attributes: dict[str, Any] = {
+            "kernel_size": window,
+            "stride": window,
+            "padding": (0, 0),
+            "ceil_mode": False,
+            "count_include_pad": True,
+            "divisor_override": None,
+        }
+        with program.graph.inserting_before(node):
+            pool = program.graph.call_function(F.avg_pool2d, (source,), attributes)
+        pool.meta = dict(node.meta)
+        node.replace_all_uses_with(pool)
+        program.graph.erase_node(node)
+        found += 1
+    return found
 
 
 def _keep_dimensions(program: Program) -> int:
