@@ -323,11 +323,15 @@ class StraightThrough(Arithmetic):
         grids: tuple[Grid, Grid, Grid],
     ) -> Tensor:
         learns = any(grid.scale.requires_grad for grid in grids)
+        groups, transposed = convolution.groups, convolution.transposed
+        depthwise = groups > 1 and weight.shape[1] == 1 and not transposed
+        sums = self.arithmetic.of_sums(groups=groups, depthwise=depthwise, transposed=transposed)
         if not learns and self.activation is None:
-            return weighted(convolution, x, weight, bias, grids, self.arithmetic, self.extremes)
+            return weighted(convolution, x, weight, bias, grids, sums, self.extremes)
         total = learned_sum(convolution, x, weight, bias, grids[:2])
         multiplicands = convolution.multiplicands(*grids[:2])
-        return self.requantize_accumulator(total, multiplicands, grids[2], axis=1)
+        straight = StraightThrough(sums, self.extremes, self.activation)
+        return straight.requantize_accumulator(total, multiplicands, grids[2], axis=1)
 
     def _unary(
         self,

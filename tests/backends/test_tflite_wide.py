@@ -208,6 +208,18 @@ def test_a_trained_network_is_its_file(tmp_path: Path) -> None:
     assert torch.equal(model(data[1]), torch.from_numpy(result))
 
 
+@pytest.mark.parametrize("op", ["everything", *CUT])
+def test_training_gives_the_integers_of_the_executor(op: str) -> None:
+    """Of every kind of layer: each has an output stage of its own."""
+    torch.manual_seed(0)
+    network = Layers(CUT[op]) if op in CUT else Everything()
+    x = torch.randn(2, 3, 12, 16)
+    model = fuseq.qat.prepare(network, x, target="tflite", calibration=[x], activation="int16")
+    model.stage(observing=False, weight_grids_frozen=True)
+    trained = model(x).detach()
+    assert torch.equal(trained, model.eval()(x))
+
+
 def test_the_command_line_takes_the_choice(tmp_path: Path) -> None:
     arguments = ["lower", "tests.networks.unet:small", "--input", "1x3x32x32", "--calib", "random"]
     arguments += ["--samples", "2", "-b", "tflite", "-o", str(tmp_path / "out"), "--json"]

@@ -76,6 +76,18 @@ class Arithmetic(ABC):
     def dequantize(self, q: Tensor, grid: Grid) -> Tensor:
         """Reals of integers, in the precision this arithmetic computes in."""
 
+    def of_sums(
+        self, *, groups: int = 1, depthwise: bool = False, transposed: bool = False
+    ) -> Arithmetic:
+        """Whose `requantize_accumulator` the sums of a convolution have.
+
+        Args:
+            groups: of the convolution.
+            depthwise: whether each group has one input channel.
+            transposed: whether it is a transposed one.
+        """
+        return self
+
     @abstractmethod
     def requantize_accumulator(
         self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
@@ -142,7 +154,8 @@ class Arithmetic(ABC):
         )
         if bias is not None:
             total = total + bias.double().reshape(-1, 1, 1)
-        return self.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=1)
+        sums = self.of_sums(groups=groups, depthwise=groups > 1 and weight.shape[1] == 1)
+        return sums.requantize_accumulator(total, (grid, weight_grid), output_grid, axis=1)
 
     def convolve_transposed(
         self,
@@ -184,7 +197,8 @@ class Arithmetic(ABC):
         if bias is not None:
             total = total + bias.double().reshape(-1, 1, 1)
         scales = (grid, weight_grid.repeated(groups))
-        return self.requantize_accumulator(total, scales, output_grid, axis=1)
+        sums = self.of_sums(groups=groups, transposed=True)
+        return sums.requantize_accumulator(total, scales, output_grid, axis=1)
 
     def linear(
         self,

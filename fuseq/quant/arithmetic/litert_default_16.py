@@ -19,7 +19,7 @@ The products of matrices behind the latter are ruy's. Measured on ai-edge-litert
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,14 +52,13 @@ class LiteRtDefault16(TfliteReference16):
         scaled = multiply_halves_up(low_bits(accumulator.long()), multiplier_of(scale))
         return scaled.clamp(output_grid.qmin, output_grid.qmax).int()
 
-    def convolve(self, *args: Any, groups: int = 1, **options: Any) -> Tensor:
-        """CONV_2D; groups have the reference kernel, and so has DEPTHWISE_CONV_2D."""
-        convolve = super().convolve if groups == 1 else _REFERENCE.convolve
-        return convolve(*args, groups=groups, **options)
-
-    def convolve_transposed(self, *args: Any, **options: Any) -> Tensor:
-        """TRANSPOSE_CONV."""
-        return _TRANSPOSED.convolve_transposed(*args, **options)
+    def of_sums(
+        self, *, groups: int = 1, depthwise: bool = False, transposed: bool = False
+    ) -> Arithmetic:
+        """TRANSPOSE_CONV has its own kernel; groups and DEPTHWISE_CONV_2D the reference one."""
+        if transposed:
+            return _TRANSPOSED
+        return self if groups == 1 else _REFERENCE.of_sums(groups=groups, depthwise=depthwise)
 
     def linear(
         self,

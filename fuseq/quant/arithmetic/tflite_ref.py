@@ -179,27 +179,11 @@ class TfliteReference16(TfliteReference):
     inexact: ClassVar[frozenset[str]] = frozenset({"gelu"})
     sum_bits: ClassVar[int] = 15
 
-    def convolve(
-        self,
-        x: Tensor,
-        grid: Grid,
-        weight: Tensor,
-        weight_grid: Grid,
-        bias: Tensor | None,
-        output_grid: Grid,
-        *,
-        stride: Pair = (1, 1),
-        padding: Pair = (0, 0),
-        dilation: Pair = (1, 1),
-        groups: int = 1,
-    ) -> Tensor:
-        """CONV_2D with a bias of 32 bits; DEPTHWISE_CONV_2D, whose bias has 64 here."""
-        depthwise = groups > 1 and weight.shape[1] == 1
-        convolve = _WIDE.convolve if depthwise else super().convolve
-        return convolve(
-            x, grid, weight, weight_grid, bias, output_grid,
-            stride=stride, padding=padding, dilation=dilation, groups=groups,
-        )  # fmt: skip
+    def of_sums(
+        self, *, groups: int = 1, depthwise: bool = False, transposed: bool = False
+    ) -> Arithmetic:
+        """DEPTHWISE_CONV_2D has a bias of 64 bits, all others one of 32."""
+        return _WIDE if depthwise else self
 
     def matmul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """BATCH_MATMUL, summed in 64 bits."""
