@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fuseq import ops
 from fuseq.errors import FuseqError
 from fuseq.plugins import did_you_mean
 from fuseq.program import Program
 from fuseq.quant.calibrate import calibrate
 from fuseq.quant.observer import Observer
+from fuseq.quant.one_dtype import with_steps
 from fuseq.quant.profile import Profile
-from fuseq.quant.structure import Structure, find_structure, operands
+from fuseq.quant.structure import Structure, find_structure
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def measure(
     """Find the structure of a legalized program and calibrate it.
 
     Args:
-        program: float program.
+        program: float program; gets requantizes where a target's ops cannot mix dtypes.
         profile: the target's rules.
         data: batches of inputs, seen once.
         observer: minmax, moving-average, percentile or mse.
@@ -59,15 +59,13 @@ def measure(
 
     Raises:
         FuseqError: FQ012 for what the target does not have, FQ007 for an unknown node, FQ401 for a
-            wide node without a grid or beside a narrow one that the target cannot mix it with, and
-            as `calibrate` raises.
+            wide node without a grid, and as `calibrate` raises.
     """
     profile = profile.with_choices(activation, per_channel)
     _require_nodes(program, (*keep, *wide))
-    structure = find_structure(program, profile, frozenset(keep), frozenset(wide))
+    find = with_steps if profile.one_dtype else find_structure
+    structure = find(program, profile, frozenset(keep), frozenset(wide))
     _require_wide(program, profile, structure, wide)
-    if profile.one_dtype:
-        _require_one_dtype(program, profile, structure)
     return Measured(profile, structure, calibrate(program, structure, data, observer, progress))
 
 
@@ -99,23 +97,3 @@ def _require_wide(
                 f"{program.where(node)} has no grid that could have 16 bits",
                 fix="leave it out of `wide`: it is computed in float, and read in float",
             )
-
-
-def _require_one_dtype(program: Program, profile: Profile, structure: Structure) -> None:
-    """Refuse ops that mix 8 and 16 bits, all of them at once."""
-    mixed = []
-    for node in program.graph.nodes:
-        if node.name not in structure.integer or ops.name_of(program, node) == "requantize":
-            continue
-        names = (structure.absorbed.get(node.name, node.name), *(a.name for a in operands(node)))
-        groups = [structure.group[name] for name in names if name in structure.group]
-        if len({structure.dtypes[group] for group in groups}) > 1:
-            mixed.append(program.where(node))
-    if mixed:
-        raise FuseqError(
-            "FQ401",
-            f"{len(mixed)} ops have values of 8 and of 16 bits: {'; '.join(mixed[:10])}",
-            why=f"target '{profile.name}' has operators of one dtype only, and steps from one to "
-            "the other at concats alone",
-            fix=f"activation={profile.wide}, or name in `wide` all that these ops read and give",
-        )

@@ -18,7 +18,8 @@ class Profile:
         activation: dtype of activations where nothing else is asked for.
         wide: dtype of 16 bits that activations may have instead; empty for a target without one.
         symmetric: dtypes whose grids have zero point 0: of int16 in many runtimes.
-        one_dtype: whether operands and result of an op must have the same dtype.
+        one_dtype: whether operands and result of an op must have the same dtype; operands of
+            another one are then requantized.
         integer: ops with an integer kernel and a free output grid.
         float_inside: ops that take and give integers but compute in float between them (a lookup
             table, or dequantize -> op -> quantize).

@@ -61,6 +61,7 @@ def find_structure(
     profile: Profile,
     keep: frozenset[str] = frozenset(),
     wide: frozenset[str] = frozenset(),
+    stepped: frozenset[str] = frozenset(),
 ) -> Structure:
     """Quantization structure of a legalized program.
 
@@ -70,6 +71,7 @@ def find_structure(
         keep: names of nodes that stay float.
         wide: names of nodes whose values have grids of 16 bits, and with them whatever shares
             their grids. The activation computed on a node's accumulator is its value.
+        stepped: names of nodes whose values have grids, whoever reads them.
     """
     nodes = [n for n in program.graph.nodes if _is_value(n)]
     names = {n: ops.name_of(program, n) for n in nodes}
@@ -87,7 +89,7 @@ def find_structure(
 
     quantized = {n for n in integer if n.name not in inner}
     quantized |= {a for n in integer for a in operands(n) if a.name not in inner}
-    quantized |= set(absorbed.values())
+    quantized |= set(absorbed.values()) | {n for n in nodes if n.name in stepped}
     moving = [n for n in nodes if names[n] in profile.same_grid and n.name not in keep]
     moving = [n for n in moving if n not in absorbed.values()]
     pairs = [(n, n.args[0]) for n in moving if isinstance(n.args[0], fx.Node)]

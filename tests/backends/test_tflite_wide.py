@@ -21,6 +21,7 @@ from fuseq.backends.tflite.verifier.grids import LAYERS
 from fuseq.errors import FuseqError
 from tests.backends.test_tflite_corners import OPS, Network
 from tests.backends.test_tflite_forms import CASES
+from tests.backends.tflite_files import operators
 
 NARROW = {"prelu", "prelu of one slope", "hard swish", "dead hard swish"}
 """Cases without a kernel of 16 bits."""
@@ -159,14 +160,31 @@ def test_what_16_bits_lack_is_refused_at_once(tmp_path: Path) -> None:
     assert "HARD_SWISH has no kernel of 16 bits" in str(caught.value)
 
 
-def test_ops_between_8_and_16_bits_are_refused_at_once() -> None:
-    (x, *_), model = images(), Student().eval()
-    with pytest.raises(FuseqError) as caught:
-        fuseq.quantize(model, x, target="tflite", calibration=[x], wide=("add",))
-    assert caught.value.code == "FQ401"
-    assert "2 ops have values of 8 and of 16 bits" in str(caught.value)
-    assert caught.value.fix is not None
-    assert "activation=int16" in caught.value.fix
+@pytest.mark.parametrize("wide", [("x",), ("relu", "add"), ("pixel_shuffle",)])
+def test_ops_are_of_8_or_of_16_bits(wide: tuple[str, ...], tmp_path: Path) -> None:
+    """Each operand is requantized that has another dtype than the result."""
+    data, model = images(), Student().eval()
+    program = fuseq.quantize(model, data[0], target="tflite", calibration=data, wide=wide)
+    assert program.quantization is not None
+    grids = program.quantization.grids
+    dtypes = {name: grids[name].dtype for name in ("x", "relu", "relu_1", "add", "pixel_shuffle")}
+    assert {name for name, dtype in dtypes.items() if dtype == "int16"} == {*wide}
+    bundle = fuseq.lower(program, backend="tflite", out=tmp_path / "out")
+    no_integer_differs(bundle)
+    file = bundle.file("int8")
+    assert file is not None
+    steps = {("x",): 1, ("relu", "add"): 4, ("pixel_shuffle",): 1}
+    assert operators(file).count("QUANTIZE") == steps[wide]
+
+
+def test_the_worst_values_get_16_bits(tmp_path: Path) -> None:
+    data = images()
+    program = fuseq.quantize(
+        Student().eval(), data[0], target="tflite", calibration=data, wide=("add",), worst=1
+    )
+    assert program.quantization is not None
+    assert {grid.dtype for grid in program.quantization.grids.values()} >= {"int8", "int16"}
+    no_integer_differs(fuseq.lower(program, backend="tflite", out=tmp_path / "out"))
 
 
 def test_8_and_16_bits_meet_at_a_concat(tmp_path: Path) -> None:
