@@ -163,8 +163,17 @@ def _requantize(program: Program, node: fx.Node, operand: fx.Node) -> None:
 
 def _silu(program: Program, node: fx.Node) -> None:
     """`silu(x) = x * sigmoid(x)`."""
+    _gated(program, node, torch.sigmoid)
+
+
+def _hardswish(program: Program, node: fx.Node) -> None:
+    """`hardswish(x) = x * hardsigmoid(x)`."""
+    _gated(program, node, F.hardsigmoid)
+
+
+def _gated(program: Program, node: fx.Node, function: Callable[..., Any]) -> None:
     with program.graph.inserting_before(node):
-        gate = program.graph.call_function(torch.sigmoid, (node.args[0],))
+        gate = program.graph.call_function(function, (node.args[0],))
         product = program.graph.call_function(torch.mul, (node.args[0], gate))
     gate.meta, product.meta = dict(node.meta), dict(node.meta)
     node.replace_all_uses_with(product)
@@ -259,6 +268,7 @@ def _affine(norm: nn.InstanceNorm2d) -> nn.Conv2d:
 
 _DECOMPOSITIONS: dict[str, Callable[[Program, fx.Node], None]] = {
     "silu": _silu,
+    "hardswish": _hardswish,
     "hardsigmoid": _hardsigmoid,
     "instance_norm": _instance_norm,
     "layer_norm": _layer_norm,

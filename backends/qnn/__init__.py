@@ -40,7 +40,7 @@ class QnnBackend(Backend):
         wide="uint16",
         integer=_LAYERS
         | frozenset(
-            "add sub mul div mean avg_pool relu clamp leaky_relu prelu hardswish hardsigmoid gelu "
+            "add sub mul div mean avg_pool relu clamp leaky_relu prelu hardsigmoid gelu "
             "sigmoid tanh softmax matmul instance_norm".split()
         ),
         same_grid=frozenset(
@@ -53,7 +53,6 @@ class QnnBackend(Backend):
             "clamp": _LAYERS | {"add"},
             "leaky_relu": _LAYERS,
             "prelu": frozenset({"conv2d", "linear"}),
-            "hardswish": frozenset({"conv2d", "linear"}),
             "requantize": _LAYERS,
         },
         fixed={
@@ -62,7 +61,7 @@ class QnnBackend(Backend):
             "hardsigmoid": _UP_TO_ONE,
             "softmax": _UP_TO_ONE,
         },
-        decompose=frozenset({"silu", "instance_norm"}),
+        decompose=frozenset({"silu", "hardswish", "instance_norm"}),
         per_channel_groups=False,
         channel_block=16,
     )

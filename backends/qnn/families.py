@@ -1,7 +1,7 @@
 """The two families of HTP, which compute some activations behind a layer differently.
 
-Measured on the emulator, from each op's own operands: v73 and newer compute a leaky ReLU, a PReLU
-or a hard-swish behind a layer on the layer's sums and pass over the quantizer between them (at most
+Measured on the emulator, from each op's own operands: v73 and newer compute a leaky ReLU or a PReLU
+behind a layer on the layer's sums and pass over the quantizer between them (at most
 one step from that in 4 % of the values). v68 and v69 round in between, exactly as the file says. No
 one file is right for both, so they get programs of their own. Otherwise the families differ in how
 they round: v68 and v69 are one step off in about twice as many values.
@@ -18,7 +18,7 @@ from fuseq.backends.qnn.chips import CHIPS, Chip
 from fuseq.program import Program
 from fuseq.quant.profile import Profile
 
-ON_SUMS = frozenset({"leaky_relu", "prelu", "hardswish"})
+ON_SUMS = frozenset({"leaky_relu", "prelu"})
 STANDING = (CHIPS["sm8450"], CHIPS["sm8750"])
 """A chip to stand for each family."""
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from fuseq.backend import Artifact
 from fuseq.backends.qnn.encodings import encodings_v0, encodings_v1, encodings_v2, tensor_grids
-from fuseq.backends.qnn.spellings import SPELLINGS, ignored_grid
+from fuseq.backends.qnn.spellings import CENTERED, SPELLINGS, ignored_grid
 from fuseq.program import Program
 from fuseq.qdq.emit import to_onnx
 
@@ -51,6 +53,7 @@ def write_files(program: Program, out: Path, *, integer_io: bool, layout: str) -
     )
     _name_outputs(quantized)
     _drop_unread(quantized)
+    _center_pointwise(quantized)
     (out / QDQ).write_bytes(_serialized(quantized))
     files.append(Artifact(QDQ, "int8"))
     values, parameters = tensor_grids(program, model)
@@ -89,6 +92,28 @@ def _drop_unread(model: onnx.ModelProto) -> None:
             read.update(item.input)
     for tensor in [t for t in model.graph.initializer if t.name not in read]:
         model.graph.initializer.remove(tensor)
+
+
+def _center_pointwise(model: onnx.ModelProto) -> None:
+    """Write depthwise 1x1 convolutions as 3x3 ones with zeros around, in place.
+
+    v68 and v69 do not compile the former where its result is an output.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {item.output[0]: item for item in model.graph.node}
+    for item in model.graph.node:
+        if item.op_type != "Conv" or makers[item.input[1]].op_type != "DequantizeLinear":
+            continue
+        weight = constants[makers[item.input[1]].input[0]]
+        attributes = {a.name: a for a in item.attribute}
+        if list(weight.dims[1:]) != [1, 1, 1] or attributes["group"].i != weight.dims[0]:
+            continue
+        integers = numpy_helper.to_array(weight)
+        around = np.pad(integers, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        weight.CopyFrom(numpy_helper.from_array(around, weight.name + CENTERED))
+        makers[item.input[1]].input[0] = weight.name
+        attributes["pads"].ints[:] = [n + 1 for n in attributes["pads"].ints]
+        attributes["kernel_shape"].ints[:] = [3, 3]
 
 
 def _serialized(model: onnx.ModelProto) -> bytes:

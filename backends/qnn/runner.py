@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from fuseq.backends.qnn.spellings import DERIVED, IGNORED
+from fuseq.backends.qnn.spellings import CENTERED, DERIVED, IGNORED
 from fuseq.qdq.runner import QdqRunner
 
 
@@ -38,8 +38,9 @@ class EmittedRunner(QdqRunner):
     def parameters(self) -> Mapping[str, np.ndarray]:
         """Those that are in the table of quantization parameters."""
         found = super().parameters()
+        names = {tensor.name for tensor in self._model().graph.initializer}
         return {
-            name: values
+            name: values[:, :, 1:2, 1:2] if name + CENTERED in names else values
             for name, values in found.items()
             if not any(f"{end}." in f"{name}." for end in DERIVED)
         }

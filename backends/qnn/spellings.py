@@ -3,7 +3,7 @@
 Every tensor between two ops needs a quantizer, constants included: an op with one float operand is
 computed in float, or refused.
 
-HTP computes a leaky ReLU, a PReLU or a hard-swish behind a layer on the layer's sums and passes
+HTP computes a leaky ReLU or a PReLU behind a layer on the layer's sums and passes
 over the quantizer between them, whatever its scale; the compiler in front of it refuses a file
 without one. So there is one, `<layer>.ignored`, that nothing reads.
 """
@@ -31,6 +31,9 @@ IGNORED = ".ignored."
 
 DERIVED = (".slopes", ".ones", ".zeros", ".blocks")
 """How names of parameters end that follow from the model and are in no table."""
+
+CENTERED = ".centered"
+"""How names of weights end that have zeros around them in the file and not in the model."""
 
 SMALLEST_SLOPE = 1 / 64
 """Flatter than this, a negative part is on the ignored grid as far as it goes."""
@@ -61,20 +64,18 @@ def ignored_grid(program: Program, node: fx.Node) -> Grid | None:
     slope = _smallest_slope(program, activation)
     if slope is None:
         return None
-    if slope == 0.0:  # hard-swish: below -3 there is nothing
-        return affine_grid(-3.0, max(high, 3.0), output.dtype)
     return affine_grid(min(low, -high) / slope, high, output.dtype)
 
 
 def _smallest_slope(program: Program, activation: fx.Node) -> float | None:
-    """Of the negative part; zero if it ends, None for what a grid's ends do."""
+    """Of the negative part; None for what a grid's ends do."""
     name = ops.name_of(program, activation)
     if name == "leaky_relu":
         slope: Any = activation.kwargs["negative_slope"]
         return max(abs(float(slope)), SMALLEST_SLOPE)
     if name == "prelu":
         return max(float(np.abs(slopes_of(program, activation)).min()), SMALLEST_SLOPE)
-    return 0.0 if name == "hardswish" else None
+    return None
 
 
 def _prelu(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:

@@ -21,7 +21,6 @@ LARGEST_OF_16_BITS = {
     "div": 18,
     "gelu": 36,
     "hardsigmoid": 1,
-    "hardswish": 2,
     "instance_norm": 1,
     "interpolate": 1,
     "leaky_relu": 1,
