@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 JOBS ?= 2
 SEED ?= 0
 
-.PHONY: demo test lint types walls tests fuzz parity zoo clean
+.PHONY: demo test lint types walls tests fuzz parity zoo htp clean
 .DEFAULT_GOAL := test
 
 # torch first and by itself: the packages built against it then find the pinned version in place.
@@ -54,6 +54,11 @@ zoo: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test-zoo]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps birder resselt spandrel
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q tests/zoo
+
+# Sixteen networks on the emulators of four Snapdragon chips.
+htp: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[qnn]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q tests/htp
 
 clean:
 	rm -rf build dist *.egg-info

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fuseq
-from fuseq.backends.qnn.op_steps import op_check
+from fuseq.backends.qnn.op_steps import op_check, with_parts_of_concats
 from fuseq.backends.qnn.patch import at_patch
 from fuseq.program import Program
 from fuseq.quant.executor import execute
@@ -91,3 +91,32 @@ def test_a_program_of_one_size_stays_as_it_is() -> None:
     image = (torch.rand(1, 3, 90, 90),)
     program = fuseq.quantize(net, image, calibration=[image])
     assert at_patch(program) is program
+
+
+class Shared(nn.Module):
+    """A product and an activation on sums that a concat and something else read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        cut = torch.relu(self.layer(x))
+        product = 3 * torch.tanh(self.layer.weight.sum() + x.mean(1, True) * cut)
+        return self.last(torch.cat([cut, product], 1)) + cut + product
+
+
+def test_parts_of_a_concat_are_rounded_once() -> None:
+    x = 4 * torch.rand(1, 3, 16, 16) - 2
+    program = fuseq.quantize(Shared().eval(), x, target="qnn", calibration=[x])
+    table = program.quantization
+    assert table is not None
+    ours = execute(program, (x,)).integers
+    theirs = execute(with_parts_of_concats(program), (x,)).integers
+    product = 3.0 * table.grids["tanh"].dequantize(ours["tanh"])
+    wanted = table.grids["concat"].quantize(product)
+    assert (theirs["concat"][:, 4:] - wanted).abs().max() <= 1  # near ties
+    assert (theirs["concat"][:, 4:] != wanted).double().mean() < 0.01
+    assert 1 <= (theirs["concat"] - ours["concat"])[:, :4].abs().max() <= 2
+    assert all(torch.equal(theirs[name], ours[name]) for name in ("relu", "tanh", "mul_1"))
