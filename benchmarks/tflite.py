@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import statistics
 import subprocess
 import sys
@@ -69,7 +70,11 @@ def through_peer(python: str, fused: Fused, data: list[Tensor], out: Path) -> tu
     np.savez(out / "weights.npz", **arrays)
     script = str(ROOT / "benchmarks" / "litert_torch_route.py")
     command = [python, script, str(out / "weights.npz"), str(out / "peer.tflite")]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=out).stdout
+    # Its packages are not ours: what PYTHONPATH adds here must not reach it.
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    printed = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=out, env=own
+    ).stdout
     return out / "peer.tflite", float(printed.split()[-1])
 
 

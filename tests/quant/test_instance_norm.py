@@ -29,7 +29,9 @@ class Decomposing(OnnxBackend):  # type: ignore[misc, valid-type]
     """A target without an instance norm of its own."""
 
     profile: ClassVar[Profile] = replace(
-        OnnxBackend.profile, decompose=OnnxBackend.profile.decompose | {"instance_norm"}
+        OnnxBackend.profile,
+        decompose=OnnxBackend.profile.decompose | {"instance_norm"},
+        float_inside=OnnxBackend.profile.float_inside - {"instance_norm"},
     )
 
 
