@@ -16,8 +16,7 @@ from typing import Any, TypeAlias
 import onnx
 
 from fuseq.program import Program
-from fuseq.quant.arithmetic.htp import slope_grid
-from fuseq.quant.grid import LIMITS, Grid
+from fuseq.quant.grid import LIMITS, Grid, slope_grid
 from fuseq.quant.profile import Profile
 
 Grids: TypeAlias = Mapping[str, Grid]
@@ -41,7 +40,7 @@ def tensor_grids(program: Program, model: onnx.ModelProto) -> tuple[Grids, Grids
     for node in program.graph.nodes:
         if node.op == "call_module" and type(program.get(node)).__name__ == "PReLU":
             layer: Any = program.get(node)
-            grids[f"{node.target}.weight"] = slope_grid(layer.weight)
+            grids[f"{node.target}.weight"] = slope_grid(layer.weight, "uint8")
     parameters = {t.name: grids[t.name] for t in model.graph.initializer if t.name in grids}
     values = {v.name: grids[v.name] for v in model.graph.input if v.name in grids}
     for item in model.graph.node:

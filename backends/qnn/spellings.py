@@ -22,8 +22,7 @@ from fuseq.program import Program
 from fuseq.qdq.float_ops import Rule, norm_parameters, slopes_of
 from fuseq.qdq.graph import Graph
 from fuseq.qdq.sized_ops import resize
-from fuseq.quant.arithmetic.htp import slope_grid
-from fuseq.quant.grid import Grid, affine_grid
+from fuseq.quant.grid import Grid, affine_grid, slope_grid
 from fuseq.quant.structure import bounds
 
 IGNORED = ".ignored."
@@ -80,7 +79,7 @@ def _smallest_slope(program: Program, activation: fx.Node) -> float | None:
 
 def _prelu(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:
     slopes = torch.from_numpy(slopes_of(program, node))
-    constant = _constant(graph, f"{node.name}.slopes", slopes, slope_grid(slopes))
+    constant = _constant(graph, f"{node.name}.slopes", slopes, slope_grid(slopes, "uint8"))
     return graph.node("PRelu", [*inputs, constant], node.name)
 
 

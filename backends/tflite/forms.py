@@ -29,8 +29,7 @@ from fuseq.backends.tflite.arrangement import (
 from fuseq.backends.tflite.file import File
 from fuseq.backends.tflite.layers import NO_ACTIVATION, padded
 from fuseq.program import Program
-from fuseq.quant.arithmetic.litert import slope_grid
-from fuseq.quant.grid import Grid
+from fuseq.quant.grid import Grid, slope_grid
 from fuseq.quant.structure import bounds
 
 
@@ -148,7 +147,7 @@ def _prelu(site: Site) -> None:
     if file.grids[site.output] is None:
         slopes = file.constant(name, real.numpy().reshape(shape))
     else:
-        grid = slope_grid(real)
+        grid = slope_grid(real, "int8")
         array = grid.quantize(real).numpy().astype(grid.dtype)
         slopes = file.constant(name, array.reshape(shape), grid)
     file.op("PRELU", [site.inputs[0], slopes], site.output)

@@ -88,7 +88,10 @@ class Grid:
             real: float tensor.
         """
         scale, zero_point = self._shaped(real)
-        q = torch.round(real.float() / scale) + zero_point
+        return self.saturated(torch.round(real.float() / scale) + zero_point)
+
+    def saturated(self, q: Tensor) -> Tensor:
+        """Whole numbers of any dtype cut to the dtype's limits, as int32."""
         return q.clamp(self.qmin, self.qmax).to(torch.int32)
 
     def dequantize(self, q: Tensor) -> Tensor:
@@ -132,6 +135,17 @@ def affine_grid(low: float, high: float, dtype: str) -> Grid:
     scale = torch.tensor(max((high - low) / (qmax - qmin), SMALLEST_SCALE), dtype=torch.float32)
     zero_point = qmin - round(low / float(scale))
     return Grid(scale, torch.tensor(min(max(zero_point, qmin), qmax), dtype=torch.int32), dtype)
+
+
+def slope_grid(weight: Tensor, dtype: str) -> Grid:
+    """Grid of a PReLU's slopes: one for all channels, affine over their own values.
+
+    Args:
+        weight: real slopes.
+        dtype: an 8 or 16 bit key of `LIMITS`.
+    """
+    low, high = weight.detach().aminmax()
+    return affine_grid(float(low), float(high), dtype)
 
 
 def centered_grid(low: float, high: float, dtype: str) -> Grid:
@@ -200,4 +214,4 @@ def bias_grid(input_grid: Grid, weight_grid: Grid, bias: Tensor) -> Grid:
 def quantize_bias(bias: Tensor, grid: Grid) -> Tensor:
     """Integers of a bias, int32: rounded in float64, since int32 is wider than float32 is exact."""
     exact = torch.round(bias.double() / grid.scale.double())
-    return exact.clamp(grid.qmin, grid.qmax).to(torch.int32)
+    return grid.saturated(exact)

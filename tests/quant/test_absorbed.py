@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 import fuseq
 from fuseq.program import Program
-from fuseq.quant.arithmetic.htp import slope_grid
-from fuseq.quant.grid import Grid
+from fuseq.quant.grid import Grid, slope_grid
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: nn.Conv2d(3, 8, 3, padding=1),
@@ -79,7 +78,7 @@ def exact(program: Program, x: Tensor) -> Tensor:
     if after.op == "call_module":
         activation: Any = program.get(after)
         slopes = activation.weight.detach()
-        grid = slope_grid(slopes)
+        grid = slope_grid(slopes, "uint8")
         sums = F.prelu(sums, grid.dequantize(grid.quantize(slopes)).double())
     else:
         function: Any = after.target

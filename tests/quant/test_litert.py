@@ -10,7 +10,7 @@ import torch
 
 from fuseq.quant.arithmetic import Arithmetic, TfliteReference, XnnPack
 from fuseq.quant.arithmetic.base import Pair
-from fuseq.quant.arithmetic.litert import slope_grid
+from fuseq.quant.grid import slope_grid
 from tests.quant.int8_grids import grid_of, near, same_on_all
 from tests.quant.qdq import any_grid, every_integer, integers
 from tests.quant.single_ops import Operand, nchw, nhwc, run
@@ -90,7 +90,7 @@ def test_prelu(shared: bool, kernels: str, seed: int) -> None:
     grid, output = any_grid(random, "int8"), any_grid(random, "int8")
     low = 0.0 if seed % 2 else -0.3
     weight = torch.from_numpy(random.uniform(low, 0.4, 1 if shared else 6).astype(np.float32))
-    slopes = slope_grid(weight)
+    slopes = slope_grid(weight, "int8")
     q = integers(random, (2, 6, 9, 7), grid)
     operands = [Operand(nhwc(q), grid), Operand(slopes.quantize(weight)[None, None], slopes, True)]
     theirs = run("PRELU", operands, nhwc(q).shape, output, kernels=kernels)

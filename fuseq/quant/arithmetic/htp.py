@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fuseq import ops
 from fuseq.quant.arithmetic.ideal import Ideal
-from fuseq.quant.grid import Grid, affine_grid
+from fuseq.quant.grid import slope_grid
 
 
 class Htp(Ideal):
@@ -28,15 +28,5 @@ class Htp(Ideal):
 
     def slopes(self, weight: Tensor) -> Tensor:
         """Slopes on their grid."""
-        grid = slope_grid(weight)
+        grid = slope_grid(weight, "uint8")
         return grid.dequantize(grid.quantize(weight))
-
-
-def slope_grid(weight: Tensor) -> Grid:
-    """Grid of the slopes of a PReLU: one for all channels, uint8.
-
-    Args:
-        weight: real slopes.
-    """
-    low, high = weight.detach().aminmax()
-    return affine_grid(float(low), float(high), "uint8")

@@ -24,7 +24,7 @@ class Ideal(Arithmetic):
     def quantize(self, real: Tensor, grid: Grid) -> Tensor:
         """Nearest integers, halves to even."""
         q = torch.round(real.double() / grid.scale.double()) + grid.zero_point
-        return q.clamp(grid.qmin, grid.qmax).to(torch.int32)
+        return grid.saturated(q)
 
     def dequantize(self, q: Tensor, grid: Grid) -> Tensor:
         """Reals as float64; the product of an integer and a float32 scale is exact."""

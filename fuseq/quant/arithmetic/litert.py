@@ -39,7 +39,7 @@ from fuseq.quant.arithmetic.fixed_point import (
     multiply,
 )
 from fuseq.quant.arithmetic.inverse_square_root import inverse_square_root
-from fuseq.quant.grid import Grid, affine_grid
+from fuseq.quant.grid import Grid, slope_grid
 
 
 class LiteRt(Arithmetic, ABC):
@@ -68,7 +68,7 @@ class LiteRt(Arithmetic, ABC):
 
     def prelu(self, x: Tensor, grid: Grid, weight: Tensor, output_grid: Grid) -> Tensor:
         """PRELU with slopes on `slope_grid`."""
-        slopes = slope_grid(weight)
+        slopes = slope_grid(weight, "int8")
         centered = x - grid.zero_point
         slope = (slopes.quantize(weight) - slopes.zero_point).reshape(-1, *[1] * (x.dim() - 2))
         positive = multiplier_of(grid.scale / output_grid.scale)
@@ -76,25 +76,25 @@ class LiteRt(Arithmetic, ABC):
         scaled = torch.where(
             centered < 0, multiply(centered * slope, negative), multiply(centered, positive)
         )
-        return _saturate(scaled + output_grid.zero_point, output_grid)
+        return output_grid.saturated(scaled + output_grid.zero_point)
 
     def matmul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """BATCH_MATMUL."""
         total = (a - grid_a.zero_point).double() @ (b - grid_b.zero_point).double()
         scale = (grid_a.scale * grid_b.scale).double() / output_grid.scale.double()
         scaled = multiply(total.to(torch.int64), multiplier_of(scale))
-        return _saturate(scaled + output_grid.zero_point, output_grid)
+        return output_grid.saturated(scaled + output_grid.zero_point)
 
     def gelu(self, x: Tensor, grid: Grid, output_grid: Grid, approximate: str) -> Tensor:
         """GELU."""
         real = gelu_of(approximate)(grid.dequantize(every_integer(grid, x)))
         table = round_half_away(real * (1 / output_grid.scale))
-        return _saturate(table + output_grid.zero_point, output_grid)[(x - grid.qmin).long()]
+        return output_grid.saturated(table + output_grid.zero_point)[(x - grid.qmin).long()]
 
     def hard_swish(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """HARD_SWISH."""
         table = _hard_swish(every_integer(grid, x) - grid.zero_point, grid, output_grid)
-        return _saturate(table + output_grid.zero_point, output_grid)[(x - grid.qmin).long()]
+        return output_grid.saturated(table + output_grid.zero_point)[(x - grid.qmin).long()]
 
     def rsqrt(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """RSQRT; the runtime refuses to compute that of a negative value."""
@@ -108,7 +108,7 @@ class LiteRt(Arithmetic, ABC):
         )
         scaled = multiply(high, Multiplier(scale.mantissa, scale.exponent - 20))
         table = (scaled + output_grid.zero_point).where(centered > 0, output_grid.qmax)
-        return _saturate(table, output_grid)[(x - grid.qmin).long()]
+        return output_grid.saturated(table)[(x - grid.qmin).long()]
 
     def average_pool(
         self,
@@ -134,15 +134,6 @@ class LiteRt(Arithmetic, ABC):
         return self.requantize(mean, grid, output_grid)
 
 
-def slope_grid(weight: Tensor) -> Grid:
-    """Grid of a PRELU's slopes: affine int8 over their own values.
-
-    Args:
-        weight: float `[C]` or `[1]`.
-    """
-    return affine_grid(float(weight.min()), float(weight.max()), "int8")
-
-
 def round_half_away(real: Tensor) -> Tensor:
     """Nearest integers, halves away from zero, as float64: adding a half rounds in float32."""
     return torch.copysign(torch.floor(real.double().abs() + 0.5), real)
@@ -151,10 +142,6 @@ def round_half_away(real: Tensor) -> Tensor:
 def every_integer(grid: Grid, like: Tensor) -> Tensor:
     """All integers of a grid, on the device of a tensor."""
     return torch.arange(grid.qmin, grid.qmax + 1, dtype=torch.int32, device=like.device)
-
-
-def _saturate(q: Tensor, grid: Grid) -> Tensor:
-    return q.clamp(grid.qmin, grid.qmax).to(torch.int32)
 
 
 def gelu_of(approximate: str) -> Callable[[Tensor], Tensor]:

@@ -24,9 +24,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fuseq.quant.arithmetic.base import Arithmetic, along
+from fuseq.quant.arithmetic.base import Arithmetic
 from fuseq.quant.arithmetic.fixed_point import low_bits, multiplier_of, multiply_halves_up
-from fuseq.quant.arithmetic.tflite_ref import TfliteReference16
+from fuseq.quant.arithmetic.tflite_ref import TfliteReference16, accumulator_scale
 from fuseq.quant.grid import Grid
 
 
@@ -41,16 +41,15 @@ class LiteRtDefault16(TfliteReference16):
 
     def quantize(self, real: Tensor, grid: Grid) -> Tensor:
         """QUANTIZE of floats."""
-        return torch.round(real.float() * (1 / grid.scale)).clamp(grid.qmin, grid.qmax).int()
+        return grid.saturated(torch.round(real.float() * (1 / grid.scale)))
 
     def requantize_accumulator(
         self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
     ) -> Tensor:
         """Output stage of CONV_2D and FULLY_CONNECTED."""
-        x, weight = (grid.scale.double() for grid in multiplicands)
-        scale = along(x * weight / output_grid.scale.double(), accumulator, axis)
+        scale = accumulator_scale(accumulator, multiplicands, output_grid, axis)
         scaled = multiply_halves_up(low_bits(accumulator.long()), multiplier_of(scale))
-        return scaled.clamp(output_grid.qmin, output_grid.qmax).int()
+        return output_grid.saturated(scaled)
 
     def of_sums(
         self, *, groups: int = 1, depthwise: bool = False, transposed: bool = False

@@ -67,14 +67,14 @@ class OnnxRuntime(OnnxRuntimeFloat):
         offset = fma(ratio_a, grid_a.zero_point, ratio_b * grid_b.zero_point)
         fixed = output_grid.zero_point.float() - offset
         total = fma(a, ratio_a, fma(b, ratio_b, fixed))
-        return _saturate(torch.round(total), output_grid)
+        return output_grid.saturated(torch.round(total))
 
     def mul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """QLinearMul."""
         product = (a - grid_a.zero_point) * (b - grid_b.zero_point)
         multiplier = grid_a.scale * grid_b.scale / output_grid.scale
-        return _saturate(
-            torch.round(product.float() * multiplier + output_grid.zero_point), output_grid
+        return output_grid.saturated(
+            torch.round(product.float() * multiplier + output_grid.zero_point)
         )
 
     def average_pool(
@@ -91,9 +91,7 @@ class OnnxRuntime(OnnxRuntimeFloat):
         """QLinearAveragePool: float32 sums, row by row."""
         real = self.dequantize(x, grid)
         mean = mean_of_windows(real, kernel_size, stride, padding, count_include_pad)
-        return _saturate(
-            torch.round(mean / output_grid.scale + output_grid.zero_point), output_grid
-        )
+        return output_grid.saturated(torch.round(mean / output_grid.scale + output_grid.zero_point))
 
     def mean(self, x: Tensor, grid: Grid, output_grid: Grid, dims: tuple[int, ...]) -> Tensor:
         """QLinearGlobalAveragePool: integer sum, one multiplication."""
@@ -112,15 +110,11 @@ class OnnxRuntime(OnnxRuntimeFloat):
         if output_grid.dtype == "uint8":
             # One or two inputs can overflow to infinity, which converts to unsigned 0.
             share = torch.where(share.isinf(), 0.0, share)
-        return _saturate(share + output_grid.zero_point, output_grid).movedim(-1, dim)
+        return output_grid.saturated(share + output_grid.zero_point).movedim(-1, dim)
 
 
 def _scale(accumulator: Tensor, multiplier: Tensor, grid: Grid) -> Tensor:
-    return _saturate(torch.round(accumulator * multiplier) + grid.zero_point, grid)
-
-
-def _saturate(q: Tensor, grid: Grid) -> Tensor:
-    return q.clamp(grid.qmin, grid.qmax).to(torch.int32)
+    return grid.saturated(torch.round(accumulator * multiplier) + grid.zero_point)
 
 
 def _exponentials(scale: float, length: int) -> Tensor:

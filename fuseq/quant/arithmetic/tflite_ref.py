@@ -68,22 +68,22 @@ class TfliteReference(LiteRt):
 
     def quantize(self, real: Tensor, grid: Grid) -> Tensor:
         """QUANTIZE of floats."""
-        return _saturate(round_half_away(real.float() / grid.scale) + grid.zero_point, grid)
+        return grid.saturated(round_half_away(real.float() / grid.scale) + grid.zero_point)
 
     def requantize(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """QUANTIZE of integers; nothing where the grids are equal."""
         if grid == output_grid:
             return x
         real = grid.scale.double() / output_grid.scale.double()
-        return _saturate(_rescale(x, grid, real) + output_grid.zero_point, output_grid)
+        return output_grid.saturated(_rescale(x, grid, real) + output_grid.zero_point)
 
     def requantize_accumulator(
         self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
     ) -> Tensor:
         """Output stage of CONV_2D, DEPTHWISE_CONV_2D and TRANSPOSE_CONV."""
-        scale = _accumulator_scale(accumulator, multiplicands, output_grid, axis)
+        scale = accumulator_scale(accumulator, multiplicands, output_grid, axis)
         scaled = multiply(low_bits(accumulator.long()), multiplier_of(scale))
-        return _saturate(scaled + output_grid.zero_point, output_grid)
+        return output_grid.saturated(scaled + output_grid.zero_point)
 
     def linear(
         self,
@@ -98,8 +98,8 @@ class TfliteReference(LiteRt):
         total = exact_sum(F.linear, x - grid.zero_point, weight, grid)
         if bias is not None:
             total = total + bias.double()
-        scaled = total * _accumulator_scale(total, (grid, weight_grid), output_grid, -1)
-        return _saturate(round_half_away(scaled) + output_grid.zero_point, output_grid)
+        scaled = total * accumulator_scale(total, (grid, weight_grid), output_grid, -1)
+        return output_grid.saturated(round_half_away(scaled) + output_grid.zero_point)
 
     def add(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """ADD."""
@@ -113,7 +113,7 @@ class TfliteReference(LiteRt):
         """MUL."""
         product = (a - grid_a.zero_point).long() * (b - grid_b.zero_point)
         multiplier = multiplier_of(grid_a.scale * grid_b.scale / output_grid.scale)
-        return _saturate(multiply(product, multiplier) + output_grid.zero_point, output_grid)
+        return output_grid.saturated(multiply(product, multiplier) + output_grid.zero_point)
 
     def mean(self, x: Tensor, grid: Grid, output_grid: Grid, dims: tuple[int, ...]) -> Tensor:
         """MEAN."""
@@ -122,7 +122,7 @@ class TfliteReference(LiteRt):
         whole = multiplier_of(grid.scale.double() / output_grid.scale.double())
         bits = min(count.bit_length() - 1, 32, 31 + int(whole.exponent))
         multiplier = Multiplier((whole.mantissa << bits) // count, whole.exponent - bits)
-        return _saturate(multiply(total, multiplier) + output_grid.zero_point, output_grid)
+        return output_grid.saturated(multiply(total, multiplier) + output_grid.zero_point)
 
     def interpolate_bilinear(
         self,
@@ -158,7 +158,7 @@ class TfliteReference(LiteRt):
         above = _rescale(x, grid, grid.scale / output_grid.scale)
         below = _rescale(x, grid, grid.scale * slope / output_grid.scale)
         scaled = torch.where(x >= grid.zero_point, above, below)
-        return _saturate(scaled + output_grid.zero_point, output_grid)
+        return output_grid.saturated(scaled + output_grid.zero_point)
 
     def sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """LOGISTIC, a table."""
@@ -188,7 +188,7 @@ class TfliteReference16(TfliteReference):
     def matmul(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """BATCH_MATMUL, summed in 64 bits."""
         multiplier = multiplier_of((grid_a.scale * grid_b.scale).double() / output_grid.scale)
-        return _saturate(multiply_wide(a.double() @ b.double(), multiplier), output_grid)
+        return output_grid.saturated(multiply_wide(a.double() @ b.double(), multiplier))
 
     def sigmoid(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
         """LOGISTIC, whose grid is always the same."""
@@ -222,15 +222,11 @@ class _Wide(TfliteReference):
     def requantize_accumulator(
         self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
     ) -> Tensor:
-        scale = _accumulator_scale(accumulator, multiplicands, output_grid, axis)
-        return _saturate(multiply_wide(accumulator, multiplier_of(scale)), output_grid)
+        scale = accumulator_scale(accumulator, multiplicands, output_grid, axis)
+        return output_grid.saturated(multiply_wide(accumulator, multiplier_of(scale)))
 
 
 _SIXTEEN, _WIDE = TfliteReference16(), _Wide()
-
-
-def _saturate(q: Tensor, grid: Grid) -> Tensor:
-    return q.clamp(grid.qmin, grid.qmax).to(torch.int32)
 
 
 def _rescale(x: Tensor, grid: Grid, real: Tensor) -> Tensor:
@@ -238,9 +234,10 @@ def _rescale(x: Tensor, grid: Grid, real: Tensor) -> Tensor:
     return multiply(x - grid.zero_point, multiplier_of(real))
 
 
-def _accumulator_scale(
+def accumulator_scale(
     accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
 ) -> Tensor:
+    """`s_x s_w / s_y` in float64, shaped to multiply an accumulator."""
     x, weight = (grid.scale.double() for grid in multiplicands)
     return along(x * weight / output_grid.scale.double(), accumulator, axis)
 
@@ -261,7 +258,7 @@ def _sum(
     )
     multiplier = multiplier_of(scale / (2**bits * output_grid.scale.double()))
     scaled = multiply(operation(*terms), multiplier)
-    return _saturate(scaled + output_grid.zero_point, output_grid)
+    return output_grid.saturated(scaled + output_grid.zero_point)
 
 
 def _table(
@@ -269,7 +266,7 @@ def _table(
 ) -> Tensor:
     """A function of one real, evaluated once per integer of the input grid."""
     scaled = function(grid.dequantize(every_integer(grid, x))) * (1 / output_grid.scale)
-    table = _saturate(round_half_away(scaled) + output_grid.zero_point, output_grid)
+    table = output_grid.saturated(round_half_away(scaled) + output_grid.zero_point)
     return table[(x - grid.qmin).long()]
 
 

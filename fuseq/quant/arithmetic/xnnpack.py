@@ -62,7 +62,7 @@ class XnnPack(LiteRt):
     def quantize(self, real: Tensor, grid: Grid) -> Tensor:
         """QUANTIZE of floats; what is not a number becomes the largest integer."""
         scaled = torch.round(real.float() * (1 / grid.scale)).nan_to_num(nan=math.inf)
-        return _saturate(scaled + grid.zero_point, grid)
+        return grid.saturated(scaled + grid.zero_point)
 
     def requantize_accumulator(
         self, accumulator: Tensor, multiplicands: tuple[Grid, Grid], output_grid: Grid, axis: int
@@ -70,7 +70,7 @@ class XnnPack(LiteRt):
         """Output stage of CONV_2D, DEPTHWISE_CONV_2D, TRANSPOSE_CONV and FULLY_CONNECTED."""
         multiplier = along(self.float32_multiplier(multiplicands, output_grid), accumulator, axis)
         scaled = torch.round(accumulator.float() * multiplier)
-        return _saturate(scaled + output_grid.zero_point, output_grid)
+        return output_grid.saturated(scaled + output_grid.zero_point)
 
     def float32_multiplier(self, multiplicands: tuple[Grid, Grid], output_grid: Grid) -> Tensor:
         """`s_x * s_w / s_y`."""
@@ -112,7 +112,7 @@ class XnnPack(LiteRt):
         share = torch.tensor(1.0) / count
         multiplier = grid.scale / output_grid.scale * share
         fixed = output_grid.zero_point - (count * grid.zero_point).float() * multiplier
-        return _saturate(torch.round(total.float() * multiplier + fixed), output_grid)
+        return output_grid.saturated(torch.round(total.float() * multiplier + fixed))
 
     def leaky_relu(self, x: Tensor, grid: Grid, output_grid: Grid, negative_slope: float) -> Tensor:
         """LEAKY_RELU."""
@@ -147,7 +147,7 @@ class XnnPack(LiteRt):
         exponential = torch.exp((steps * -grid.scale).double()).float()[below.long()]
         total = sum(exponential.unbind(dim), torch.zeros((), device=x.device)).unsqueeze(dim)
         share = exponential * (1 / (total * output_grid.scale))
-        return _saturate(round_half_away(share) + output_grid.zero_point, output_grid)
+        return output_grid.saturated(round_half_away(share) + output_grid.zero_point)
 
     def interpolate_bilinear(
         self,
@@ -203,7 +203,7 @@ def _sum(a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid, si
     factor_b *= sign
     zero_points = int(grid_a.zero_point) * factor_a + int(grid_b.zero_point) * factor_b
     total = a * factor_a + b * factor_b + (2 ** (shift - 1) - zero_points)
-    return _saturate((total >> shift) + output_grid.zero_point, output_grid)
+    return output_grid.saturated((total >> shift) + output_grid.zero_point)
 
 
 def _near(grid_a: Grid, grid_b: Grid, output_grid: Grid) -> bool:
@@ -222,7 +222,7 @@ def _requantized_by_litert(x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
     up = (high + ((torch.ones_like(right) << right) >> 1)) >> right
     whole = len(centered) // 16 * 16
     scaled = torch.cat((up[:whole], divide_by_power(high[whole:], right)))
-    result = _saturate(scaled + output_grid.zero_point, output_grid).reshape(stored.shape)
+    result = output_grid.saturated(scaled + output_grid.zero_point).reshape(stored.shape)
     return result.permute(0, 3, 1, 2) if x.dim() == 4 else result
 
 
@@ -231,7 +231,7 @@ def _of_256(ratio: Tensor) -> Tensor:
 
 
 def _eighth(centered: Tensor, multiplier: Tensor, grid: Grid) -> Tensor:
-    return _saturate((centered * multiplier + 128 >> 8) + grid.zero_point, grid)
+    return grid.saturated((centered * multiplier + 128 >> 8) + grid.zero_point)
 
 
 def _table(
@@ -240,8 +240,4 @@ def _table(
     # In float64 first, so that the float32 value is the nearest one on every machine.
     real = function(grid.dequantize(every_integer(grid, x)).double()).float()
     table = torch.round(real * (1 / output_grid.scale) + output_grid.zero_point)
-    return _saturate(table, output_grid)[(x - grid.qmin).long()]
-
-
-def _saturate(q: Tensor, grid: Grid) -> Tensor:
-    return q.clamp(grid.qmin, grid.qmax).to(torch.int32)
+    return output_grid.saturated(table)[(x - grid.qmin).long()]
