@@ -19,7 +19,7 @@ from fuseq.program import Program
 from fuseq.qdq import foreign
 from fuseq.qdq.emit import to_onnx
 from fuseq.qdq.float_ops import FLOAT_OPS
-from fuseq.qdq.graph import DTYPES
+from fuseq.qdq.graph import DTYPES, serialized
 from fuseq.qdq.sized_ops import SIZED_OPS
 from fuseq.quant.grid import Grid
 from fuseq.quant.profile import Profile
@@ -123,7 +123,7 @@ class OnnxBackend(Backend):
             float_program, name="fused", opset=opset, dynamic=self.dynamic, integer_io=False
         )
         (out / "model.fp32.onnx").write_bytes(
-            _serialized(_simplified(model) if self.simplify else model)
+            serialized(_simplified(model) if self.simplify else model)
         )
         files = [Artifact("model.fp32.onnx", "float")]
         if program.quantization is not None:
@@ -135,7 +135,7 @@ class OnnxBackend(Backend):
                 integer_io=self.io == "integer",
                 rules=SPELLINGS,
             )
-            (out / "model.int8.qdq.onnx").write_bytes(_serialized(model))
+            (out / "model.int8.qdq.onnx").write_bytes(serialized(model))
             files.append(Artifact("model.int8.qdq.onnx", "int8"))
         return files
 
@@ -174,11 +174,6 @@ def _has_free_size(program: Program) -> bool:
 def _hangs_over(node: fx.Node) -> bool:
     k: dict[str, Any] = dict(node.kwargs)
     return bool(k["ceil_mode"] and k["count_include_pad"] and any(k["padding"]))
-
-
-def _serialized(model: onnx.ModelProto) -> bytes:
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
 
 
 def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -16,6 +16,7 @@ from fuseq.backends.qnn.encodings import encodings_v0, encodings_v1, encodings_v
 from fuseq.backends.qnn.spellings import CENTERED, SPELLINGS, ignored_grid
 from fuseq.program import Program
 from fuseq.qdq.emit import to_onnx
+from fuseq.qdq.graph import serialized
 
 QDQ = "model.qdq.onnx"
 OPSET = 21
@@ -39,7 +40,7 @@ def write_files(program: Program, out: Path, *, integer_io: bool, layout: str) -
     plain = program.clone()
     plain.quantization = None
     model = to_onnx(plain, name="float", integer_io=False, **options)
-    (out / "model.float.onnx").write_bytes(_serialized(model))
+    (out / "model.float.onnx").write_bytes(serialized(model))
     files = [Artifact("model.float.onnx", "float")]
     if program.quantization is None:
         return files
@@ -54,7 +55,7 @@ def write_files(program: Program, out: Path, *, integer_io: bool, layout: str) -
     _name_outputs(quantized)
     _drop_unread(quantized)
     _center_pointwise(quantized)
-    (out / QDQ).write_bytes(_serialized(quantized))
+    (out / QDQ).write_bytes(serialized(quantized))
     files.append(Artifact(QDQ, "int8"))
     values, parameters = tensor_grids(program, model)
     contents: Mapping[str, Any] = {
@@ -114,8 +115,3 @@ def _center_pointwise(model: onnx.ModelProto) -> None:
         makers[item.input[1]].input[0] = weight.name
         attributes["pads"].ints[:] = [n + 1 for n in attributes["pads"].ints]
         attributes["kernel_shape"].ints[:] = [3, 3]
-
-
-def _serialized(model: onnx.ModelProto) -> bytes:
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data

@@ -20,8 +20,8 @@ from fuseq.backends.qnn import emulator
 from fuseq.backends.qnn.chips import Chip
 from fuseq.backends.qnn.host import EMULATED, WHEEL, require_emulator
 from fuseq.backends.qnn.spellings import IGNORED
-
-_SUFFIX = ".quantized"
+from fuseq.qdq.layout import Layout
+from fuseq.qdq.runner import by_value, with_integers
 
 
 class HtpRunner(Runner):
@@ -47,11 +47,13 @@ class HtpRunner(Runner):
         self.chip, self._file = chip, file
         model = onnx.load(str(file))
         notes = {entry.key: entry.value for entry in model.metadata_props}
-        self._channels_last = notes.get("fuseq.layout") == "nhwc"
+        self._layout = Layout.said_by(notes)
         self._inputs = [value.name for value in model.graph.input]
         self._outputs = [value.name for value in model.graph.output]
         specs = [value.type.tensor_type for value in model.graph.input]
-        self.shapes = tuple(self._shape([d.dim_value for d in spec.shape.dim]) for spec in specs)
+        self.shapes = tuple(
+            self._layout.shape([size.dim_value for size in spec.shape.dim]) for spec in specs
+        )
         self.dtypes = tuple(str(helper.tensor_dtype_to_np_dtype(s.elem_type)) for s in specs)
         self.quantized = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
@@ -62,7 +64,7 @@ class HtpRunner(Runner):
     def run(self, file: Path, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """Outputs of another file with the same interface: a context of this one."""
         found = emulator.run(file, self.chip, self._feeds(inputs))
-        return tuple(self._outward(found[name]) for name in self._outputs)
+        return tuple(self._layout.outward(found[name]) for name in self._outputs)
 
     def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
         """Integers of every quantized value, by value name."""
@@ -76,43 +78,13 @@ class HtpRunner(Runner):
         """
         with tempfile.TemporaryDirectory(prefix="fuseq.htp.") as folder:
             exposed = Path(folder) / "exposed.onnx"
-            onnx.save(with_integers(onnx.load(str(self._file))), str(exposed))
+            # An activation on a layer's sums would be computed apart if what stands before it in
+            # the file were asked for.
+            onnx.save(with_integers(onnx.load(str(self._file)), but=IGNORED), str(exposed))
             found = emulator.run(exposed, self.chip, self._feeds(inputs))
-        integers = {
-            name.removesuffix(_SUFFIX): value
-            for name, value in found.items()
-            if name.endswith(_SUFFIX)
-        }
-        return integers, tuple(self._outward(found[name]) for name in self._outputs)
+        integers = by_value(found, found.values())
+        return integers, tuple(self._layout.outward(found[name]) for name in self._outputs)
 
     def _feeds(self, inputs: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
-        last = self._channels_last
-        return {
-            name: x.transpose(0, 2, 3, 1) if last and x.ndim == 4 else x
-            for name, x in zip(self._inputs, inputs, strict=True)
-        }
-
-    def _outward(self, y: np.ndarray) -> np.ndarray:
-        return y.transpose(0, 3, 1, 2) if self._channels_last and y.ndim == 4 else y
-
-    def _shape(self, sizes: list[int]) -> tuple[int, ...]:
-        last = self._channels_last and len(sizes) == 4
-        return tuple(sizes[d] for d in (0, 3, 1, 2)) if last else tuple(sizes)
-
-
-def with_integers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that gives the output of every quantizer too, but of those that the HTP passes over.
-
-    An activation on a layer's sums would be computed apart if the value between them were asked
-    for.
-    """
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    known = {value.name for value in exposed.graph.output}
-    zero_points = {tensor.name: tensor.data_type for tensor in exposed.graph.initializer}
-    for node in exposed.graph.node:
-        name = node.output[0]
-        if node.op_type == "QuantizeLinear" and name not in known and IGNORED not in name:
-            value = helper.make_tensor_value_info(name, zero_points[node.input[2]], None)
-            exposed.graph.output.append(value)
-    return exposed
+        pairs = zip(self._inputs, inputs, strict=True)
+        return {name: self._layout.inward(x) for name, x in pairs}

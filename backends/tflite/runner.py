@@ -6,10 +6,8 @@ them, channels first. Any other file is taken as it is.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from fuseq.backends.tflite.arrangement import in_program_order, stored_axes
 from fuseq.backends.tflite.file import TYPES, Array, metadata_of, operators, packed, unpacked
 from fuseq.errors import FuseqError, first_line
 from fuseq.quant.grid import LIMITS, Grid
+from fuseq.quiet import quiet_streams
 
 _MOVES = frozenset(
     "RESHAPE TRANSPOSE CONCATENATION STRIDED_SLICE PAD PADV2 MIRROR_PAD DEPTH_TO_SPACE "
@@ -114,7 +113,7 @@ class LiteRtRunner(Runner):
     def _load(self, data: bytes) -> Any:
         resolver = OpResolverType.BUILTIN_REF if self._reference else OpResolverType.AUTO
         try:
-            with _silent():
+            with quiet_streams(2):
                 interpreter = Interpreter(
                     model_content=data,
                     experimental_op_resolver_type=resolver,
@@ -135,7 +134,7 @@ class LiteRtRunner(Runner):
     ) -> list[np.ndarray]:
         specs = interpreter.get_input_details()
         arrays = [self._inward(x) for x in inputs]
-        with _silent():
+        with quiet_streams(2):
             for spec, x in zip(specs, arrays, strict=True):
                 if tuple(spec["shape"]) != x.shape:
                     interpreter.resize_tensor_input(spec["index"], x.shape)
@@ -222,16 +221,3 @@ def _scales(tensor: Any) -> Sequence[float]:
 
 def _text(name: bytes | str) -> str:
     return name.decode() if isinstance(name, bytes) else name
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep the runtime's log lines, which come from C++, out of the terminal."""
-    with open(os.devnull, "w") as sink:
-        saved = os.dup(2)
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)

@@ -25,6 +25,7 @@ from fuseq.program import Program
 from fuseq.qdq import foreign
 from fuseq.qdq.float_ops import FLOAT_OPS, Rule, conv_attributes
 from fuseq.qdq.graph import DTYPES, Graph
+from fuseq.qdq.layout import FIRST, LAST, LAYOUT
 from fuseq.qdq.sized_ops import SIZED_OPS
 from fuseq.quant.grid import Grid
 from fuseq.quant.structure import flat_arguments
@@ -93,7 +94,7 @@ class _Emitter:
                 self._outputs()
             else:
                 self._node(node)
-        metadata = {"fuseq.format": "1"} | ({"fuseq.layout": "nhwc"} if self.channels_last else {})
+        metadata = {"fuseq.format": "1"} | ({LAYOUT: "nhwc"} if self.channels_last else {})
         return self.graph.model(name, self.inputs, self.outputs, metadata)
 
     # --- interface ---
@@ -107,14 +108,14 @@ class _Emitter:
         shape = self._dims(index, self.program.shape(node))
         image = self.channels_last and len(shape) == 4
         if image:
-            shape = [shape[axis] for axis in (0, 2, 3, 1)]
+            shape = [shape[axis] for axis in LAST]
         self.inputs.append(
             helper.make_tensor_value_info(
                 name, DTYPES[grid.dtype if integer and grid else dtype], shape
             )
         )
         if image:
-            name = self.graph.node("Transpose", [name], f"{name}.nchw", perm=[0, 3, 1, 2])
+            name = self.graph.node("Transpose", [name], f"{name}.nchw", perm=list(FIRST))
         if integer and grid:
             self.quantized[node] = name
             self.tensors[node] = self._dequantize(node.name, name, grid)
@@ -128,7 +129,7 @@ class _Emitter:
             source = self.quantized[result] if integer else self.tensors[result]
             image = self.channels_last and len(self.program.shape(result)) == 4
             tensor = (
-                self.graph.node("Transpose", [source], name, perm=[0, 2, 3, 1])
+                self.graph.node("Transpose", [source], name, perm=list(LAST))
                 if image
                 else self.graph.node("Identity", [source], name)
             )
@@ -136,7 +137,7 @@ class _Emitter:
             dtype = DTYPES[grid.dtype if integer and grid else real]
             shape: list[Any] = list(self.program.shape(result))
             if image:
-                shape = [shape[axis] for axis in (0, 2, 3, 1)]
+                shape = [shape[axis] for axis in LAST]
             if self.dynamic and self.program.origin.dynamic:
                 shape = [
                     s if d == 1 and len(shape) == 4 else f"{name}_{d}" for d, s in enumerate(shape)

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import os
-import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
@@ -22,6 +20,7 @@ from torch import fx, nn
 
 from fuseq.program import Program
 from fuseq.qdq.graph import Graph
+from fuseq.quiet import quiet_streams
 
 EXPORTER_OPSET = 18
 
@@ -48,7 +47,8 @@ def export_node(program: Program, node: fx.Node) -> onnx.ModelProto:
         if program.origin.dynamic and operand.op != "get_attr"
     }
     buffer = io.BytesIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _silent():
+    # On failure the exporter dumps its graph.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet_streams(1, 2):
         warnings.simplefilter("ignore")
         torch.onnx.export(
             fx.GraphModule(root, graph).eval(),
@@ -61,24 +61,6 @@ def export_node(program: Program, node: fx.Node) -> onnx.ModelProto:
             dynamic_axes=axes,
         )
     return onnx.load_model_from_string(buffer.getvalue())
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Keep the terminal clean: on failure the exporter dumps its graph from C++, past `sys`."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = {stream: os.dup(stream) for stream in (1, 2)}
-    sink = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for stream in saved:
-            os.dup2(sink, stream)
-        yield
-    finally:
-        for stream, copied in saved.items():
-            os.dup2(copied, stream)
-            os.close(copied)
-        os.close(sink)
 
 
 def inline_node(graph: Graph, program: Program, node: fx.Node, inputs: Sequence[str]) -> str:

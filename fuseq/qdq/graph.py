@@ -26,6 +26,12 @@ DTYPES: Mapping[str, int] = {
 }
 
 
+def serialized(model: onnx.ModelProto) -> bytes:
+    """Bytes of a model, the same every time."""
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
 class Graph:
     """An ONNX graph under construction.
 

@@ -6,7 +6,7 @@ program has them, channels first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 
 from fuseq.backend import Runner
 from fuseq.errors import FuseqError, first_line
+from fuseq.qdq.layout import Layout
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -25,6 +26,10 @@ _DTYPES = {
     "tensor(int16)": "int16",
     "tensor(int64)": "int64",
 }
+
+
+_INTEGERS = ".quantized"
+"""How names of the outputs of quantizers end."""
 
 
 class QdqRunner(Runner):
@@ -55,24 +60,22 @@ class QdqRunner(Runner):
         self.file, self.options, self._edit = file, options, edit
         self._session = self._load(self._model().SerializeToString() if edit else file.read_bytes())
         self._exposed: onnxruntime.InferenceSession | None = None
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self._channels_last = metadata.get("fuseq.layout") == "nhwc"
+        self._layout = Layout.said_by(self._session.get_modelmeta().custom_metadata_map)
         self.shapes = tuple(self._open_shape(spec.shape) for spec in self._session.get_inputs())
         self.dtypes = tuple(_DTYPES[spec.type] for spec in self._session.get_inputs())
         self.quantized = any(n.op_type == "QuantizeLinear" for n in self._model().graph.node)
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """Outputs for inputs."""
-        return tuple(self._outward(y) for y in self._session.run(None, self._feeds(inputs)))
+        return tuple(self._layout.outward(y) for y in self._session.run(None, self._feeds(inputs)))
 
     def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
         """Integers of every quantized value, by value name (its quantizer's output is exposed)."""
         if self._exposed is None:
             self._exposed = self._load(with_integers(self._model()).SerializeToString())
-        names = [o.name for o in self._exposed.get_outputs() if o.name.endswith(".quantized")]
+        names = [o.name for o in self._exposed.get_outputs() if o.name.endswith(_INTEGERS)]
         # Asked for no output, the runtime gives all.
-        values = self._exposed.run(names, self._feeds(inputs)) if names else []
-        return {n.removesuffix(".quantized"): v for n, v in zip(names, values, strict=True)}
+        return by_value(names, self._exposed.run(names, self._feeds(inputs)) if names else [])
 
     def parameters(self) -> Mapping[str, np.ndarray]:
         """Scales, zero points and integers of every DequantizeLinear, by value name."""
@@ -87,7 +90,7 @@ class QdqRunner(Runner):
                 if node.input[0] in constants:
                     found[name] = constants[node.input[0]]
             if node.op_type == "QuantizeLinear":
-                name = node.name.removesuffix(".quantized")
+                name = node.name.removesuffix(_INTEGERS)
                 found[f"{name}.quantizer.scale"] = constants[node.input[1]]
                 found[f"{name}.quantizer.zero_point"] = constants[node.input[2]]
         return found
@@ -113,26 +116,34 @@ class QdqRunner(Runner):
 
     def _feeds(self, inputs: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         specs = self._session.get_inputs()
-        return {spec.name: self._inward(x) for spec, x in zip(specs, inputs, strict=True)}
+        return {spec.name: self._layout.inward(x) for spec, x in zip(specs, inputs, strict=True)}
 
     def _open_shape(self, shape: Sequence[int | str]) -> tuple[int | None, ...]:
-        sizes = tuple(size if isinstance(size, int) else None for size in shape)
-        last = self._channels_last and len(sizes) == 4
-        return tuple(sizes[d] for d in (0, 3, 1, 2)) if last else sizes
-
-    def _inward(self, x: np.ndarray) -> np.ndarray:
-        return x.transpose(0, 2, 3, 1) if self._channels_last and x.ndim == 4 else x
-
-    def _outward(self, y: np.ndarray) -> np.ndarray:
-        return y.transpose(0, 3, 1, 2) if self._channels_last and y.ndim == 4 else y
+        return self._layout.shape([size if isinstance(size, int) else None for size in shape])
 
 
-def with_integers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model with the output of every quantizer among its outputs; edits what it is given."""
+def with_integers(model: onnx.ModelProto, but: str = "") -> onnx.ModelProto:
+    """A model with the output of every quantizer among its outputs; edits what it is given.
+
+    Args:
+        model: QDQ.
+        but: leaves out quantizers whose names contain this, if it is given.
+    """
     already = {value.name for value in (*model.graph.output, *model.graph.input)}
     zero_points = {t.name: t.data_type for t in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "QuantizeLinear" and node.output[0] not in already:
+        name = node.output[0]
+        left_out = name in already or (but and but in name)
+        if node.op_type == "QuantizeLinear" and not left_out:
             dtype = zero_points[node.input[2]]
-            model.graph.output.append(helper.make_tensor_value_info(node.output[0], dtype, None))
+            model.graph.output.append(helper.make_tensor_value_info(name, dtype, None))
     return model
+
+
+def by_value(names: Iterable[str], arrays: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """Integers among the outputs of a model `with_integers`, by the names of their values."""
+    return {
+        name.removesuffix(_INTEGERS): array
+        for name, array in zip(names, arrays, strict=True)
+        if name.endswith(_INTEGERS)
+    }
