@@ -8,7 +8,7 @@ the entry point group `fuseq.backends`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -192,6 +192,13 @@ class Backend(ABC):
     def doctor(self) -> list[Tool]:
         """Tools the backend needs and what was found of them."""
         return []
+
+    def require_choice(self, option: str, known: Sequence[str]) -> None:
+        """Raise FQ012 for an option whose value is none of those known."""
+        value = getattr(self, option)
+        if value not in known:
+            fix = f"{option}={' or '.join(known)}"
+            raise FuseqError("FQ012", f"unknown {option} '{value}'", fix=fix)
 
     def require_lowerable(self, program: Program) -> None:
         """Raise FQ501 with every refusal at once."""

@@ -48,18 +48,18 @@ class Legalize(fuseq.Pass):
 
 
 def _decompose(program: Program, profile: Profile) -> int:
-    spellings = {name: _DECOMPOSITIONS[name] for name in profile.decompose}
-    if profile.computes("instance_norm"):  # a target may have the norm and not its weight
-        spellings |= {"instance_norm": _norm_without_weight} if "instance_norm" in spellings else {}
-    nodes = [n for n in program.graph.nodes if ops.name_of(program, n) in spellings]
-    before = len(nodes)
-    for node in nodes:
-        spellings[ops.name_of(program, node)](program, node)
-        if node.users:
-            before -= 1  # it is spelled that way already
-        else:
+    count = 0
+    for node in list(program.graph.nodes):
+        name = ops.name_of(program, node)
+        if name not in profile.decompose:
+            continue
+        # A target may have the norm and not its weight.
+        has_norm = name == "instance_norm" and profile.computes(name)
+        (_norm_without_weight if has_norm else _DECOMPOSITIONS[name])(program, node)
+        if not node.users:  # else it is spelled that way already
             program.graph.erase_node(node)
-    return before
+            count += 1
+    return count
 
 
 def _fixed_pools(program: Program) -> int:

@@ -77,11 +77,8 @@ class QnnBackend(Backend):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        for option, known in (("io", ("uint8", "float")), ("layout", ("nhwc", "nchw"))):
-            value = getattr(self, option)
-            if value not in known:
-                fix = f"{option}={' or '.join(known)}"
-                raise FuseqError("FQ012", f"unknown {option} '{value}'", fix=fix)
+        self.require_choice("io", ("uint8", "float"))
+        self.require_choice("layout", ("nhwc", "nchw"))
         object.__setattr__(self, "profile", profile_for(self._chips(), self.profile))
 
     def refusals(self, program: Program) -> list[Refusal]:

@@ -50,13 +50,23 @@ def chip_checks(
     with tempfile.TemporaryDirectory(prefix="fuseq.patch.") as place:
         model = write(patch, Path(place))
         found: list[Found] = [(_compiled(chip, folder / chip.name / GRAPH), None) for chip in chips]
-        found += [_ops(patch, model, chip) for chip in of_each_family(program, chips)]
+        fresh: dict[Chip, tuple[np.ndarray, ...]] = {}
+        for chip in of_each_family(program, chips):
+            fresh[chip] = _run(patch, model, chip)
+            found.append(_ops(patch, model, chip, fresh[chip]))
         for chip in chips:
             context = folder / chip.name / CONTEXT
             if patch is not program:
                 context = compile_context(model, chip, Path(place) / chip.name).context
-            found += [(check, None) for check in _outputs(patch, model, chip, context)]
+            outputs = fresh[chip] if chip in fresh else _run(patch, model, chip)
+            found += [(check, None) for check in _outputs(patch, model, chip, context, outputs)]
     return found
+
+
+def _run(program: Program, model: Path, chip: Chip) -> tuple[np.ndarray, ...]:
+    """Outputs of the file as it is, compiled afresh."""
+    runner = HtpRunner(model, chip)
+    return runner(*_feeds(program, runner))
 
 
 def _compiled(chip: Chip, file: Path) -> Check:
@@ -88,14 +98,14 @@ def shown_integers(program: Program, runner: HtpRunner) -> dict[str, np.ndarray]
     return shown
 
 
-def _ops(program: Program, model: Path, chip: Chip) -> Found:
+def _ops(program: Program, model: Path, chip: Chip, fresh: tuple[np.ndarray, ...]) -> Found:
     runner, inputs = HtpRunner(model, chip), program.example_inputs
     size = "x".join(map(str, inputs[0].shape))
     pair = f"exact arithmetic <-> {runner.runtime}, op by op"
     shown = shown_integers(program, runner)
     check, first = op_check(f"ops-{chip.name}-{size}", pair, program, shown, inputs, runner.note)
     outputs = zip(program.outputs(), interface_of(program).outputs, strict=True)
-    values = zip(outputs, runner(*_feeds(program, runner)), strict=True)
+    values = zip(outputs, fresh, strict=True)
     unshown = sum(
         int(np.count_nonzero(integers_of(y, grid) != shown[node.name]))
         for (node, grid), y in values
@@ -104,10 +114,11 @@ def _ops(program: Program, model: Path, chip: Chip) -> Found:
     return replace(check, metrics={**check.metrics, "differing_unshown": unshown}), first
 
 
-def _outputs(program: Program, model: Path, chip: Chip, context: Path) -> list[Check]:
+def _outputs(
+    program: Program, model: Path, chip: Chip, context: Path, fresh: tuple[np.ndarray, ...]
+) -> list[Check]:
     runner = HtpRunner(model, chip)
-    feeds = _feeds(program, runner)
-    fresh, loaded = runner(*feeds), runner.run(context, *feeds)
+    loaded = runner.run(context, *_feeds(program, runner))
     with torch.no_grad():
         leaves = pytree.tree_leaves(program(*program.example_inputs))
     ours, theirs = [y.numpy() for y in leaves], interface_of(program).reals(fresh)

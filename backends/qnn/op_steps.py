@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fuseq import ops
 from fuseq.backends.qnn.tolerances import allowed_steps
+from fuseq.equivalence.compare import steps_between
 from fuseq.equivalence.result import Check, Divergence
 from fuseq.program import Program
 from fuseq.quant.executor import execute
@@ -60,7 +61,7 @@ def op_steps(
             name,
             ops.name_of(program, nodes[layers.get(name, name)]),
             program.quantization.grids[name].dtype,
-            _steps(ours[name].numpy(), shown[name]),
+            steps_between(ours[name].numpy(), shown[name]),
         )
         for name in ours
         if name in shown
@@ -75,13 +76,13 @@ def with_parts_of_concats(program: Program) -> Program:
     Args:
         program: quantized.
     """
-    copy = program.clone()
-    table = copy.quantization
+    table = program.quantization
     assert table is not None
-    absorbed, integers = dict(table.absorbed), dict(table.integers)
-    grids, integer = dict(table.grids), set(table.integer)
     if "requantize" not in table.profile.absorbed:
         return program
+    copy = program.clone()
+    absorbed, integers = dict(table.absorbed), dict(table.integers)
+    grids, integer = dict(table.grids), set(table.integer)
     for edge in list(copy.graph.nodes):
         source = edge.all_input_nodes[0] if edge.all_input_nodes else edge
         computed = table.profile.computes(ops.name_of(copy, source)) and source.name in integer
@@ -108,12 +109,6 @@ def with_parts_of_concats(program: Program) -> Program:
         table, grids=grids, integers=integers, absorbed=absorbed, integer=frozenset(integer)
     )
     return copy
-
-
-def _steps(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    if ours.shape != theirs.shape:
-        return np.full(theirs.shape, 2**31)
-    return np.abs(ours.astype(np.int64) - theirs.astype(np.int64))
 
 
 def op_check(

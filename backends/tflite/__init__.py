@@ -61,11 +61,8 @@ class TfliteBackend(Backend):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        for option, known in (("io", ("int8", "uint8", "float")), ("layout", ("nhwc", "nchw"))):
-            value = getattr(self, option)
-            if value not in known:
-                fix = f"{option}={' or '.join(known)}"
-                raise FuseqError("FQ012", f"unknown {option} '{value}'", fix=fix)
+        self.require_choice("io", ("int8", "uint8", "float"))
+        self.require_choice("layout", ("nhwc", "nchw"))
 
     def refusals(self, program: Program) -> list[Refusal]:
         """Nodes that no operator of the format computes as the program does."""

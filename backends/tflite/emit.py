@@ -10,7 +10,7 @@ zero point is 0: there the layer has a fused activation, or a MAXIMUM and a MINI
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,13 @@ from ai_edge_litert import schema_py_generated as schema
 from torch import Tensor, fx, nn
 
 from fuseq import ops
-from fuseq.backends.tflite.arrangement import reshaped, reshaped_value, stored_axes, stored_shape
+from fuseq.backends.tflite.arrangement import (
+    inverse,
+    reshaped,
+    reshaped_value,
+    stored_axes,
+    stored_shape,
+)
 from fuseq.backends.tflite.file import Array, File
 from fuseq.backends.tflite.forms import FORMS, Site
 from fuseq.backends.tflite.layers import (
@@ -83,8 +89,10 @@ class _Emitter:
 
     def run(self) -> bytes:
         inputs = {}
-        for name, node in zip(self.program.input_names, self.program.inputs(), strict=True):
-            inputs[name] = self._input(name, node)
+        named = zip(self.program.input_names, self.program.inputs(), strict=True)
+        for position, (name, node) in enumerate(named):
+            free = [d for i, d in self.program.origin.dynamic if i == position and self.resizable]
+            inputs[name] = self._input(name, node, free)
         for node in self.program.graph.nodes:
             if node.op not in ("placeholder", "output", "get_attr"):
                 self._node(node)
@@ -109,14 +117,12 @@ class _Emitter:
 
     # --- interface ---
 
-    def _input(self, name: str, node: fx.Node) -> int:
+    def _input(self, name: str, node: fx.Node, free: Sequence[int]) -> int:
         shape, grid = self.program.shape(node), self._grid(node)
-        free = [d for i, d in self.program.origin.dynamic if self._is_input(i, node)]
         axes = stored_axes(len(shape)) if self.layout == "nhwc" else tuple(range(len(shape)))
         outside = [shape[axis] for axis in axes]
-        open_axes = [axes.index(d) for d in free] if self.resizable else []
         kind, edge = self._edge(node)
-        first = self.file.tensor(name, outside, kind, edge, free=open_axes)
+        first = self.file.tensor(name, outside, kind, edge, free=[axes.index(d) for d in free])
         index = first
         if outside != list(stored_shape(shape)):
             index = self.file.like(first, f"{name}.nhwc", stored_shape(shape))
@@ -126,9 +132,6 @@ class _Emitter:
             index = self._moved(index, node.name, grid)
         self.tensors[node] = index
         return first
-
-    def _is_input(self, position: int, node: fx.Node) -> bool:
-        return self.program.inputs()[position] is node
 
     def _edge(self, node: fx.Node) -> tuple[str, Grid | None]:
         """Dtype and grid with which the caller gives or takes a value."""
@@ -146,7 +149,7 @@ class _Emitter:
             index = self._dequantized(node) if edge is None else self._moved(index, name, edge)
         if self.layout == "nchw" and stored_shape(shape) != tuple(shape):
             turned = self.file.like(index, f"{name}.nchw", shape)
-            axes = np.argsort(stored_axes(len(shape))).tolist()
+            axes = inverse(stored_axes(len(shape)))
             index = self.file.op(
                 "TRANSPOSE", [index, self.file.integers(*axes)], turned, "Transpose"
             )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,9 @@ from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 
 from fuseq.backends.tflite.arrangement import block_order
-from fuseq.backends.tflite.file import File
+from fuseq.backends.tflite.file import Array, File
 from fuseq.quant.grid import Grid, bias_grid
-
-Layer: TypeAlias = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
-Array: TypeAlias = npt.NDArray[Any]
+from fuseq.quant.solve import Layer
 
 NO_ACTIVATION: int = schema.ActivationFunctionType.NONE
 

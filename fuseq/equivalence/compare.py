@@ -124,7 +124,7 @@ def parity(
             differing, total = differing + a.size, total + a.size
             note = f"shapes differ: {a.shape} and {b.shape}"
             continue
-        step = np.abs(a.astype(np.int64) - b.astype(np.int64))
+        step = steps_between(a, b)
         differing += int(np.count_nonzero(step))
         total += a.size
         largest = max(largest, int(step.max(initial=0)))
@@ -139,6 +139,13 @@ def parity(
         gate |= {"float_max_lsb": worst[1]}
         passed = passed and not breaking
     return Check(id, pair, "parity", metrics, gate, passed, note)
+
+
+def steps_between(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Absolute differences of integers, int64, shaped like `theirs`; 2**31 where shapes differ."""
+    if ours.shape != theirs.shape:
+        return np.full(theirs.shape, 2**31)
+    return np.abs(ours.astype(np.int64) - theirs.astype(np.int64))
 
 
 def relative_limits(bounds: Sequence[float], reference: Arrays) -> list[float]:

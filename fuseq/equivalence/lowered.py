@@ -82,8 +82,9 @@ def check_lowered(
         if runner and runner.parameters():
             check, divergence = table_parity(program, runner)
             checks.append(check)
+        tried = sizes(program) if runners else []
         for arithmetic, each in runners.items():
-            for inputs in (inputs for inputs in sizes(program) if _fits(each, inputs)):
+            for inputs in (inputs for inputs in tried if _fits(each, inputs)):
                 check, first = file_parity(program, each, inputs, arithmetic)
                 checks.append(check)
                 divergence = divergence or first
