@@ -12,7 +12,6 @@ from fuseq.backends.qnn.chips import CHIPS, Chip, chip
 from fuseq.backends.qnn.families import family_refusals, profile_for
 from fuseq.backends.qnn.host import require_emulator
 from fuseq.equivalence.result import Check, Divergence
-from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.grid import Grid
 from fuseq.quant.profile import Profile

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from fuseq.backend import Artifact, Backend, Refusal, Runner, Tool
-from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.grid import Grid
 from fuseq.quant.profile import Profile
