@@ -31,7 +31,7 @@ def to_text(program: Program, *, sources: bool = False) -> str:
 def _line(program: Program, node: fx.Node, sources: bool) -> str:
     if node.op == "output":
         return f"return {_show(node.args[0])}"
-    attributes = " ".join(f"{key}={_show(value)}" for key, value in _attributes(program, node))
+    attributes = attributes_text(program, node)
     operands = ", ".join(_show(arg) for arg in node.args)
     line = f"%{node.name} = {ops.name_of(program, node)}({operands})"
     if attributes:
@@ -44,6 +44,11 @@ def _line(program: Program, node: fx.Node, sources: bool) -> str:
         line += f" @ {grid}"
     source = program.source(node) if sources else ""
     return f"{line}  # {source}" if source else line
+
+
+def attributes_text(program: Program, node: fx.Node) -> str:
+    """Attributes of a node's op: `channels=3->8 kernel=3x3 padding=(1, 1)`."""
+    return " ".join(f"{key}={_show(value)}" for key, value in _attributes(program, node))
 
 
 def _attributes(program: Program, node: fx.Node) -> list[tuple[str, Any]]:

@@ -47,7 +47,10 @@ def test_wheel_holds_every_module_and_nothing_else(wheel: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "fuseq/passes/fuse_affine.py" in expected
     content = {name for name in names if ".dist-info/" not in name}
-    assert content == expected | {"fuseq/py.typed", "fuseq/errors.md"}
+    page = (ROOT / "fuseq" / "report").iterdir()
+    drawn = {f"fuseq/report/{file.name}" for file in page if file.suffix in (".css", ".html", ".js")}
+    assert drawn
+    assert content == expected | drawn | {"fuseq/py.typed", "fuseq/errors.md"}
 
 
 def test_wheel_holds_the_licence_and_real_entry_points(wheel: Path):
