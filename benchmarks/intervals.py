@@ -1,10 +1,7 @@
-"""95 % confidence intervals: of a mean by Student's t, of a median by order statistics.
+"""The 95 % confidence interval of a mean, by Student's t; that of a median is in `fuseq.latency`.
 
 Mean of n values with standard deviation s: half width t s / sqrt(n), t the 0.975 quantile of
 Student's distribution with n - 1 degrees of freedom.
-
-Median of n values, whatever their distribution: between the k-th smallest and the k-th largest,
-k the largest with P(Binomial(n, 1/2) < k) <= 0.025.
 """
 
 from __future__ import annotations
@@ -37,14 +34,3 @@ def student_quantile(freedom: int) -> float:
         if missing > 0.05 * total:
             return math.sqrt(freedom) * math.tan((i + 0.5) * width)
     raise AssertionError("the weights sum to their total")
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of the interval of the median; the extremes for fewer than six values."""
-    ordered, count = sorted(values), len(values)
-    below, k = 0.0, 0
-    while below + math.comb(count, k) / 2**count <= 0.025:
-        below += math.comb(count, k) / 2**count
-        k += 1
-    rank = max(k, 1)
-    return ordered[rank - 1], ordered[count - rank]

@@ -26,10 +26,10 @@ from torch.nn import functional as F
 
 import fuseq
 from benchmarks import sr_student
-from benchmarks.intervals import median_interval
 from benchmarks.qat_peers import PEERS
 from benchmarks.qat_runs import RATE, Fused, Prepared, ours
 from benchmarks.sr_student import say
+from fuseq.latency import median_interval
 
 WARM_UP = 3
 STAGES = ("observing", "frozen", "all frozen")

@@ -35,12 +35,12 @@ from torch import Tensor
 
 import fuseq
 from benchmarks import sr_student
-from benchmarks.intervals import median_interval
 from benchmarks.qat_runs import Fused
 from benchmarks.sr_student import say
 from fuseq import ops
 from fuseq.backends.tflite import TfliteBackend
 from fuseq.backends.tflite.file import operators, unpacked
+from fuseq.latency import median_interval
 from fuseq.pass_spec import parse_passes
 from fuseq.program import Program
 from fuseq.rewrite import Pipeline

@@ -8,7 +8,7 @@ the entry point group `fuseq.backends`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -74,8 +74,13 @@ class Tool:
 class Runner(ABC):
     """Runs one file on a runtime; registered under `fuseq.runners` by the ending it reads.
 
+    A registered class is called with the path of a file; one whose runtime uses several threads
+    takes their number as the keyword `threads`.
+
     Attributes:
         name: file name ending, without the dot.
+        emulates: the device that the runtime imitates here, or the empty string: what an emulator
+            takes is no latency.
         runtime: runtime and version, as reports print it.
         note: what a reader must know about this host (no VNNI, say), or the empty string.
         shapes: shape of each input; None where a size is free.
@@ -84,6 +89,7 @@ class Runner(ABC):
     """
 
     name: ClassVar[str]
+    emulates: ClassVar[str] = ""
     runtime: str
     note: str
     shapes: tuple[tuple[int | None, ...], ...]
@@ -93,6 +99,13 @@ class Runner(ABC):
     @abstractmethod
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """Outputs for inputs, both in the file's own dtypes."""
+
+    def ready(self, *inputs: np.ndarray) -> Callable[[], object]:
+        """A call that runs the file once on inputs that lie where the runtime reads them.
+
+        It is what `fuseq bench` times; a runner that moves or copies inputs first overrides it.
+        """
+        return lambda: self(*inputs)
 
     @abstractmethod
     def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
@@ -123,6 +136,8 @@ class Backend(ABC):
         name: as it is spelled in `--backend`.
         profile: what the target does with integers.
         pipeline: passes to run before `lower`, as `--passes` spells them.
+        device: what its files are for, in words, where that is not the kind of machine that runs
+            `fuseq`; else the empty string.
         known_chips: chips that a backend compiles for, with what is known of each; a backend that
             has some takes their names as its option `chips`.
     """
@@ -130,6 +145,7 @@ class Backend(ABC):
     name: ClassVar[str]
     profile: ClassVar[Profile]
     pipeline: ClassVar[str]
+    device: ClassVar[str] = ""
     known_chips: ClassVar[Mapping[str, Mapping[str, str | int]]] = {}
 
     @abstractmethod

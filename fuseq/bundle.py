@@ -65,6 +65,17 @@ class Bundle:
             or sha256(self.path / entry["path"]) != entry["sha256"]
         ]
 
+    def require_intact(self) -> None:
+        """Raise FQ013 if a file is missing or is not the one that was written."""
+        changed = self.changed_files()
+        if changed:
+            raise FuseqError(
+                "FQ013",
+                f"bundle '{self.path}' is damaged: {', '.join(changed)}",
+                why="missing, or its sha256 is not the manifest's",
+                fix="lower the model again",
+            )
+
 
 def read_bundle(path: Path) -> Bundle:
     """A bundle from disk.

@@ -125,7 +125,7 @@ def _example_inputs(
 ) -> tuple[Tensor, ...]:
     if shapes:
         generator = torch.Generator().manual_seed(0)
-        named = [_parse_shape(text, index) for index, text in enumerate(shapes)]
+        named = [parse_shape(text, index) for index, text in enumerate(shapes)]
         parsed = dict(named)
         if len(parsed) < len(named):
             raise FuseqError(
@@ -163,7 +163,12 @@ def _example_inputs(
     )
 
 
-def _parse_shape(text: str, index: int) -> tuple[str, tuple[int, ...]]:
+def parse_shape(text: str, index: int) -> tuple[str, tuple[int, ...]]:
+    """Name and sizes from `x:1x3x224x224`; the name is `index` where none is given.
+
+    Raises:
+        FuseqError: FQ005 for what is no shape.
+    """
     name, _, sizes = text.rpartition(":")
     parts = sizes.split("x")
     if not all(part.isdecimal() and int(part) > 0 for part in parts):

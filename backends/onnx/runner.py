@@ -29,16 +29,17 @@ _MOVES = _GIVES_SIZES | frozenset(
 class OrtRunner(QdqRunner):
     """A session on one file."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, threads: int | None = None) -> None:
         """Load a file.
 
         Args:
             file: an ONNX model.
+            threads: of the session; by default as many as there are cores.
 
         Raises:
             FuseqError: FQ013 if the runtime cannot load it.
         """
-        super().__init__(file, _options(), host_note())
+        super().__init__(file, _options(threads), host_note())
 
     def optimized_ops(self) -> tuple[str, ...]:
         """Op types of the graph the runtime really runs, in order."""
@@ -80,9 +81,11 @@ def has_exact_u8s8() -> bool:
     return "vnni" in info.read_text() if info.exists() else False
 
 
-def _options() -> onnxruntime.SessionOptions:
+def _options(threads: int | None = None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
     if not has_exact_u8s8():
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options

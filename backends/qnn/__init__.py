@@ -31,6 +31,7 @@ class QnnBackend(Backend):
     """
 
     name: ClassVar[str] = "qnn"
+    device: ClassVar[str] = "the HTP of a Snapdragon chip"
     pipeline: ClassVar[str] = "fuse-affine,legalize,quantize"
     profile: ClassVar[Profile] = Profile(
         name="qnn",

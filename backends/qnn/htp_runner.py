@@ -31,6 +31,7 @@ class HtpRunner(Runner):
     """
 
     name = "onnx"
+    emulates = "the HTP of a Snapdragon chip"
 
     def __init__(self, file: Path, chip: Chip) -> None:
         """Read a file; nothing runs yet.

@@ -27,6 +27,7 @@ class TfliteBackend(Backend):
     """
 
     name: ClassVar[str] = "tflite"
+    device: ClassVar[str] = "the CPU of a phone"
     pipeline: ClassVar[str] = "fuse-affine,legalize,quantize"
     profile: ClassVar[Profile] = Profile(
         name="tflite",

@@ -7,7 +7,7 @@ them, channels first. Any other file is taken as it is.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,12 @@ class LiteRtRunner(Runner):
         specs = self._interpreter.get_output_details()
         values = self._run(self._interpreter, inputs, [spec["index"] for spec in specs])
         return tuple(self._outward(value) for value in values)
+
+    def ready(self, *inputs: np.ndarray) -> Callable[[], object]:
+        """A call that invokes the interpreter; the inputs are in its memory."""
+        self(*inputs)
+        invoke: Callable[[], object] = self._interpreter.invoke
+        return invoke
 
     def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
         """Integers of every value of the program that is on a grid, by its name."""

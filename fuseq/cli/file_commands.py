@@ -56,3 +56,29 @@ def check(
         )
 
     answer("check", work, as_json=json, debug=debug)
+
+
+@app.command("bench")
+def bench(
+    *,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="An .onnx or .tflite file, or a bundle.")
+    ],
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs of each file.")] = 100,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs of each file before those.")] = 10,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the runtimes. [default: 1]")
+    ] = None,
+    input: Inputs,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Time files on this machine, in turn, and compare each with the first."""
+
+    def work() -> Result:
+        from fuseq.cli import bench as command
+
+        return command.bench(files, input, runs=runs, warmup=warmup, threads=threads, quiet=quiet)
+
+    answer("bench", work, as_json=json, debug=debug)

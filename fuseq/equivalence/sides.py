@@ -149,24 +149,26 @@ def _file_side(
 
 
 def _bundle_side(bundle: Bundle) -> Side:
-    changed = bundle.changed_files()
-    if changed:
-        raise FuseqError(
-            "FQ013",
-            f"bundle '{bundle.path}' is damaged: {', '.join(changed)}",
-            why="missing, or its sha256 is not the manifest's",
-            fix="lower the model again",
-        )
+    bundle.require_intact()
     file = bundle.file("int8") or bundle.file("float")
     golden = bundle.file("golden")
     if file is None or golden is None:
         raise FuseqError("FQ013", f"bundle '{bundle.path}' lists no file to run", fix="lower again")
+    name = f"{bundle.path.name}/{file.name}"
+    return _file_side(file, golden_inputs(bundle, golden), name, bundle_interface(bundle))
+
+
+def golden_inputs(bundle: Bundle, golden: Path) -> tuple[np.ndarray, ...]:
+    """The inputs that a bundle records."""
     stored = np.load(golden)
-    inputs = tuple(stored[f"input.{entry['name']}"] for entry in bundle.manifest["inputs"])
+    return tuple(stored[f"input.{entry['name']}"] for entry in bundle.manifest["inputs"])
+
+
+def bundle_interface(bundle: Bundle) -> Interface:
+    """How the int8 file of a bundle takes and gives floats."""
     profile = plugins.load("backends", bundle.manifest["backend"]).profile
     grids = [_grids(bundle.manifest[side]) for side in ("inputs", "outputs")]
-    interface = Interface(grids[0], grids[1], profile.arithmetic)
-    return _file_side(file, inputs, f"{bundle.path.name}/{file.name}", interface)
+    return Interface(grids[0], grids[1], profile.arithmetic)
 
 
 @dataclass(frozen=True)

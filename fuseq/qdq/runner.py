@@ -20,10 +20,14 @@ from fuseq.qdq.layout import Layout
 
 _DTYPES = {
     "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
     "tensor(uint8)": "uint8",
     "tensor(int8)": "int8",
     "tensor(uint16)": "uint16",
     "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
     "tensor(int64)": "int64",
 }
 
@@ -69,6 +73,11 @@ class QdqRunner(Runner):
         """Outputs for inputs."""
         return tuple(self._layout.outward(y) for y in self._session.run(None, self._feeds(inputs)))
 
+    def ready(self, *inputs: np.ndarray) -> Callable[[], object]:
+        """A call that runs the session on inputs that lie as the file wants them."""
+        feeds = {name: np.ascontiguousarray(x) for name, x in self._feeds(inputs).items()}
+        return lambda: self._session.run(None, feeds)
+
     def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
         """Integers of every quantized value, by value name (its quantizer's output is exposed)."""
         if self._exposed is None:
@@ -107,11 +116,14 @@ class QdqRunner(Runner):
                 model, self.options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
+            compiled = "EPContext" in str(error)
             raise FuseqError(
                 "FQ013",
                 f"ONNX Runtime cannot load {self.file.name}: {first_line(error)}",
                 where=str(self.file.name),
-                fix="is it an ONNX file, and written by this version?",
+                fix="it is compiled for a device: here the file it was compiled from runs"
+                if compiled
+                else "is it an ONNX file, and written by this version?",
             ) from error
 
     def _feeds(self, inputs: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
