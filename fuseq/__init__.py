@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fuseq.equivalence.result import CheckResult
     from fuseq.lowering import lower
     from fuseq.program import Program
+    from fuseq.program_file import read_program, write_program
     from fuseq.quant.executor import execute
     from fuseq.rewrite import (
         Approximates,
@@ -40,6 +41,8 @@ _HOMES = {
     "CheckResult": "fuseq.equivalence.result",
     "Bundle": "fuseq.bundle",
     "Program": "fuseq.program",
+    "read_program": "fuseq.program_file",
+    "write_program": "fuseq.program_file",
     "Approximates": "fuseq.rewrite",
     "NewFunction": "fuseq.rewrite",
     "Pass": "fuseq.rewrite",
@@ -67,6 +70,8 @@ __all__ = [
     "fuse",
     "lower",
     "quantize",
+    "read_program",
+    "write_program",
 ]
 __version__ = "0.1.0"
 

@@ -52,9 +52,20 @@ class Bundle:
     program: Program | None = None
 
     def file(self, kind: str) -> Path | None:
-        """The file of a kind ("int8", "float", "golden"), or None."""
+        """The file of a kind ("int8", "float", "golden", "program"), or None."""
         paths = (self.path / f["path"] for f in self.manifest["files"] if f["kind"] == kind)
         return next(paths, None)
+
+    def lowered_program(self) -> Program | None:
+        """What was lowered, from memory or from the bundle's own file; None if it has none.
+
+        Raises:
+            FuseqError: FQ013 for a damaged file.
+        """
+        from fuseq.program_file import read_program
+
+        file = self.file("program")
+        return self.program or (read_program(file) if file else None)
 
     def changed_files(self) -> list[str]:
         """Names of files that are missing or whose sha256 is not the manifest's."""

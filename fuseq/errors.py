@@ -22,6 +22,7 @@ CODES: dict[str, tuple[str, int]] = {
     "FQ011": ("a plugin cannot be loaded", USAGE),
     "FQ012": ("bad options", USAGE),
     "FQ013": ("not a readable artifact or bundle", USAGE),
+    "FQ014": ("a program cannot be written to a file", REFUSED),
     "FQ101": ("the model cannot be captured as a graph", REFUSED),
     "FQ102": ("the model raised on its example inputs", REFUSED),
     "FQ103": ("weights or outputs are not finite", REFUSED),

@@ -19,7 +19,7 @@ from fuseq.equivalence.lowered import check_lowered
 from fuseq.equivalence.result import CheckResult
 from fuseq.errors import FuseqError
 from fuseq.fixed_size import at_size
-from fuseq.manifest import describe_lowering, write_golden
+from fuseq.manifest import PROGRAM, describe_lowering, write_golden, write_lowered
 from fuseq.pass_spec import parse_passes, with_options
 from fuseq.program import Program
 from fuseq.quant.calibrate import batches_of, repeatable
@@ -116,8 +116,11 @@ def lower(
             )
         write_golden(program, stage / "golden.npz")
         kinds["golden.npz"] = "golden"
+        note = write_lowered(program, stage / PROGRAM)
+        kinds |= {} if note else {PROGRAM: "program"}
         content = describe_lowering(start, program, data, result, float_ops, target)
         content["backend"] = target.name
+        content["notes"] += [note] if note else []
         manifest = write_manifest(stage, kinds, content)
     return Bundle(out, manifest, result, program)
 

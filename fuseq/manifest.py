@@ -19,9 +19,13 @@ from fuseq.api import fusion_warnings, structure_counts
 from fuseq.backend import Backend
 from fuseq.equivalence.lowered import sizes
 from fuseq.equivalence.result import CheckResult
+from fuseq.errors import FuseqError
 from fuseq.program import Program
+from fuseq.program_file import write_program
 from fuseq.quant.calibrate import batches_of
 from fuseq.quant.executor import execute
+
+PROGRAM = "program.safetensors"
 
 
 def describe_lowering(
@@ -93,6 +97,19 @@ def write_golden(program: Program, file: Path) -> None:
     arrays = {f"input.{n}": x for n, x in zip(program.input_names, inputs, strict=True)}
     arrays |= {f"output.{n}": y for n, y in zip(program.output_names, outputs, strict=True)}
     np.savez_compressed(file, **{name: tensor.numpy() for name, tensor in arrays.items()})  # type: ignore[arg-type]
+
+
+def write_lowered(program: Program, file: Path) -> str:
+    """The program that was lowered, so that a bundle can be checked op by op without the model.
+
+    Returns:
+        A note for the manifest where the program has no file form; else the empty string.
+    """
+    try:
+        write_program(program, file)
+    except FuseqError as error:
+        return f"{error.what}; checks of the bundle see its outputs only"
+    return ""
 
 
 def _outputs(program: Program, target: Backend) -> list[dict[str, Any]]:
