@@ -52,7 +52,7 @@ class Bundle:
     program: Program | None = None
 
     def file(self, kind: str) -> Path | None:
-        """The file of a kind ("int8", "float", "golden", "program"), or None."""
+        """The file of a kind ("int8", "float", "golden", "program", "lineage"...), or None."""
         paths = (self.path / f["path"] for f in self.manifest["files"] if f["kind"] == kind)
         return next(paths, None)
 

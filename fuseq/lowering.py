@@ -19,7 +19,14 @@ from fuseq.equivalence.lowered import check_lowered
 from fuseq.equivalence.result import CheckResult
 from fuseq.errors import FuseqError
 from fuseq.fixed_size import at_size
-from fuseq.manifest import PROGRAM, describe_lowering, write_golden, write_lowered
+from fuseq.lineage import lineage_of, write_lineage
+from fuseq.manifest import (
+    PROGRAM,
+    describe_lowering,
+    write_golden,
+    write_lowered,
+    write_sample,
+)
 from fuseq.pass_spec import parse_passes, with_options
 from fuseq.program import Program
 from fuseq.quant.calibrate import batches_of, repeatable
@@ -118,6 +125,11 @@ def lower(
         kinds["golden.npz"] = "golden"
         note = write_lowered(program, stage / PROGRAM)
         kinds |= {} if note else {PROGRAM: "program"}
+        if data is not None:
+            write_sample(program, data, stage / "sample.npz")
+            kinds["sample.npz"] = "sample"
+        write_lineage(lineage_of(start, program), stage / "lineage.json")
+        kinds["lineage.json"] = "lineage"
         content = describe_lowering(start, program, data, result, float_ops, target)
         content["backend"] = target.name
         content["notes"] += [note] if note else []

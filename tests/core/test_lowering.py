@@ -107,4 +107,5 @@ def test_int8_without_data_is_refused(model: nn.Module, tmp_path: Path) -> None:
         fuseq.lower(model, X, out=tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
     bundle = fuseq.lower(model, X, out=tmp_path / "b", passes="fuse-affine")
-    assert [entry["kind"] for entry in bundle.manifest["files"]] == ["golden", "float"]
+    kinds = [entry["kind"] for entry in bundle.manifest["files"]]
+    assert kinds == ["golden", "lineage", "float", "program"]
