@@ -36,7 +36,7 @@ from torch.utils._pytree import tree_leaves
 import fuseq
 import fuseq.qat
 from fuseq import plugins
-from fuseq.equivalence.sides import interface_of
+from fuseq.equivalence.interfaces import interface_of
 from fuseq.program import Program
 from fuseq.qat import QatModel
 from fuseq.quant.executor import execute

@@ -86,6 +86,9 @@ class Runner(ABC):
         shapes: shape of each input; None where a size is free.
         dtypes: dtype of each input, as numpy spells it.
         quantized: whether the file has values on grids.
+        output_names: name of each output; empty where the file has none.
+        says_layout: whether the file itself says how its images lie; they are then taken and given
+            as a program has them, channels first, and otherwise as they lie in the file.
     """
 
     name: ClassVar[str]
@@ -95,6 +98,8 @@ class Runner(ABC):
     shapes: tuple[tuple[int | None, ...], ...]
     dtypes: tuple[str, ...]
     quantized: bool
+    output_names: tuple[str, ...] = ()
+    says_layout: bool = False
 
     @abstractmethod
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -110,6 +115,10 @@ class Runner(ABC):
     @abstractmethod
     def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
         """Integers of every quantized value the runtime can show, by value name."""
+
+    def reals(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Reals of every value that the runtime can show and computes in float, by value name."""
+        return {}
 
     def grids(self) -> tuple[tuple[Grid | None, ...], tuple[Grid | None, ...]]:
         """Grids of inputs and of outputs where the file itself states them; else empty."""

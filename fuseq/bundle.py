@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,9 +76,18 @@ class Bundle:
             or sha256(self.path / entry["path"]) != entry["sha256"]
         ]
 
-    def require_intact(self) -> None:
-        """Raise FQ013 if a file is missing or is not the one that was written."""
-        changed = self.changed_files()
+    def require_intact(self, kinds: Collection[str] = ()) -> None:
+        """Raise FQ013 if a file is missing or is not the one that was written.
+
+        Args:
+            kinds: of files that must be unchanged, all by default; the others must only be there.
+        """
+        kind_of = {entry["path"]: entry["kind"] for entry in self.manifest["files"]}
+        changed = [
+            name
+            for name in self.changed_files()
+            if not kinds or kind_of[name] in kinds or not (self.path / name).is_file()
+        ]
         if changed:
             raise FuseqError(
                 "FQ013",

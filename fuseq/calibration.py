@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 from fuseq.errors import FuseqError, first_line
 from fuseq.target import Target
 from fuseq.user_code import load_function, missing, user_code
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -122,23 +125,10 @@ def _folder(path: Path, target: Target, limit: int) -> CalibrationSource:
     mode = "L" if channels == 1 else "RGB"
 
     def read(file: Path) -> Tensor:
-        from PIL import Image
-
-        try:
-            with Image.open(file) as image:
-                image.load()
-        except OSError as error:
-            raise FuseqError(
-                "FQ006",
-                f"cannot read the image '{file}'",
-                why=str(error),
-                fix="remove or replace it",
-            ) from error
-        if preprocess is not None:
-            planes = torch.as_tensor(preprocess(image))
+        if preprocess is None:
+            planes = torch.from_numpy(read_image(file, mode))
         else:
-            pixels = np.asarray(image.convert(mode), dtype=np.float32) / 255
-            planes = torch.from_numpy(np.atleast_3d(pixels).transpose(2, 0, 1).copy())
+            planes = torch.as_tensor(preprocess(_opened(file)))
         return planes if planes.dim() == 4 else planes[None]
 
     how = "preprocess()" if preprocess else f"{mode}/255, planes, unscaled"
@@ -148,6 +138,36 @@ def _folder(path: Path, target: Target, limit: int) -> CalibrationSource:
         limit,
         count=min(limit, len(files)),
     )
+
+
+def _opened(file: Path) -> Image:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except OSError as error:
+        raise FuseqError(
+            "FQ006",
+            f"cannot read the image '{file}'",
+            why=str(error),
+            fix="remove or replace it",
+        ) from error
+    return image
+
+
+def read_image(file: Path, mode: str) -> NDArray[np.float32]:
+    """Planes of an image file: channels, height and width, in 0..1.
+
+    Args:
+        file: in a format that Pillow reads.
+        mode: "RGB" or "L" (grey).
+
+    Raises:
+        FuseqError: FQ006 if it cannot be read.
+    """
+    pixels = np.atleast_3d(np.asarray(_opened(file).convert(mode), dtype=np.float32))
+    return (pixels / np.float32(255)).transpose(2, 0, 1).copy()
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:

@@ -100,6 +100,34 @@ def float32_bound(inputs: Sequence[Tensor], *programs: Program) -> list[float]:
     return [FACTOR * value for value in largest]
 
 
+def float32_bounds(inputs: Sequence[Tensor], program: Program) -> dict[str, float]:
+    """Limits of the largest rounding error of each floating value, by node name.
+
+    Args:
+        inputs: what the program is run on.
+        program: in float; a table of grids is ignored.
+    """
+    wide = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    twin = program.in_dtype(torch.float64)
+    exact = _values(fx.Interpreter(twin.module, garbage_collect_values=False), wide)
+    largest = dict.fromkeys(exact, 0.0)
+    for run in range(RUNS):
+        for name, value in _values(_NoisyRun(twin, run, keep=True), wide).items():
+            largest[name] = max(largest[name], _largest(value.double() - exact[name].double()))
+    return {name: FACTOR * value for name, value in largest.items()}
+
+
+def _values(interpreter: fx.Interpreter, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    with torch.no_grad():
+        interpreter.run(*inputs)
+    env: Mapping[fx.Node, Any] = interpreter.env
+    return {
+        node.name: value
+        for node, value in env.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and node.op != "get_attr"
+    }
+
+
 def _largest(error: Any) -> float:
     return float(error.abs().max()) if error.numel() else 0.0
 
@@ -112,8 +140,8 @@ def _noisy_outputs(twin: Program, inputs: tuple[Tensor, ...], seed: int) -> list
 class _NoisyRun(fx.Interpreter):
     """Runs a float64 program with noise of the size that float32 rounding has at each node."""
 
-    def __init__(self, program: Program, seed: int) -> None:
-        super().__init__(program.module)
+    def __init__(self, program: Program, seed: int, keep: bool = False) -> None:
+        super().__init__(program.module, garbage_collect_values=not keep)
         self.extra_traceback = False
         self.program = program
         self.generator = torch.Generator().manual_seed(seed)

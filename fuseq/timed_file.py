@@ -17,7 +17,8 @@ import numpy as np
 from fuseq import plugins
 from fuseq.backend import Runner
 from fuseq.bundle import MANIFEST, read_bundle
-from fuseq.equivalence.sides import Interface, bundle_interface, golden_inputs
+from fuseq.equivalence.interfaces import Interface, bundle_interface
+from fuseq.equivalence.sides import golden_inputs
 from fuseq.errors import FuseqError, first_line
 from fuseq.quant.grid import LIMITS
 

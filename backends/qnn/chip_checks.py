@@ -25,8 +25,8 @@ from fuseq.backends.qnn.op_steps import op_check
 from fuseq.backends.qnn.patch import at_patch
 from fuseq.backends.qnn.worker import CONTEXT
 from fuseq.equivalence.compare import fidelity, parity
+from fuseq.equivalence.interfaces import integers_of, interface_of
 from fuseq.equivalence.result import Check, Divergence
-from fuseq.equivalence.sides import integers_of, interface_of
 from fuseq.program import Program
 
 Found = tuple[Check, Divergence | None]

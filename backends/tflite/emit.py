@@ -108,10 +108,8 @@ class _Emitter:
         return {
             "format": 1,
             "layout": self.layout,
-            "values": {
-                name: self.file.name(index) for name, index in values.items() if name in self.grids
-            },
-            "block_order": {name: block for name, block in blocks.items() if name in self.grids},
+            "values": {name: self.file.name(index) for name, index in values.items()},
+            "block_order": blocks,
             "constants": as_metadata(self.stored),
         }
 

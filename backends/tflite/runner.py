@@ -58,6 +58,8 @@ class LiteRtRunner(Runner):
         inputs = self._interpreter.get_input_details()
         self.shapes = tuple(self._open_shape(spec) for spec in inputs)
         self.dtypes = tuple(np.dtype(spec["dtype"]).name for spec in inputs)
+        self.output_names = self._named_outputs()
+        self.says_layout = "layout" in self._metadata
         self.quantized = any(len(_scales(tensor)) for tensor in self._model.subgraphs[0].tensors)
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -74,14 +76,23 @@ class LiteRtRunner(Runner):
 
     def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
         """Integers of every value of the program that is on a grid, by its name."""
-        names: dict[str, str] = self._metadata.get("values", {})
-        indices = {_text(t.name): i for i, t in enumerate(self._model.subgraphs[0].tensors)}
-        wanted = {name: indices[tensor] for name, tensor in names.items()}
+        return self._values(inputs, lambda tensor: bool(len(_scales(tensor))))
+
+    def reals(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Values of the program that are floats in the file, by name."""
+        return self._values(inputs, lambda tensor: tensor.type == schema.TensorType.FLOAT32)
+
+    def _values(
+        self, inputs: Sequence[np.ndarray], chosen: Callable[[Any], bool]
+    ) -> dict[str, np.ndarray]:
+        tensors = self._model.subgraphs[0].tensors
+        indices = {_text(t.name): i for i, t in enumerate(tensors)}
+        wanted = {name: indices[t] for name, t in self._metadata.get("values", {}).items()}
         if self._shown is None:
             self._shown = self._load(_with_outputs(self._data, sorted(set(wanted.values()))))
-        order = sorted(set(wanted.values()))
+        order = sorted({index for index in wanted.values() if chosen(tensors[index])})
         values = dict(zip(order, self._run(self._shown, inputs, order), strict=True))
-        return {name: self._value(name, values[index]) for name, index in wanted.items()}
+        return {name: self._value(name, values[i]) for name, i in wanted.items() if i in values}
 
     def parameters(self) -> Mapping[str, np.ndarray]:
         """Scales, zero points and integers in the file, by the names of the table."""
@@ -89,7 +100,8 @@ class LiteRtRunner(Runner):
         tensors = {_text(tensor.name): tensor for tensor in graph.tensors}
         found: dict[str, np.ndarray] = {}
         for name, stored in self._metadata.get("values", {}).items():
-            found |= _grid(name, tensors[stored])
+            if len(_scales(tensors[stored])):
+                found |= _grid(name, tensors[stored])
         for name, how in self._metadata.get("constants", {}).items():
             tensor = tensors[name]
             if not len(_scales(tensor)):
@@ -149,6 +161,17 @@ class LiteRtRunner(Runner):
                 interpreter.set_tensor(spec["index"], x)
             interpreter.invoke()
         return [interpreter.get_tensor(index) for index in wanted]
+
+    def _named_outputs(self) -> tuple[str, ...]:
+        """Names of the outputs in the interpreter's order, where a signature has them."""
+        graph = self._model.subgraphs[0]
+        names = {
+            entry.tensorIndex: _text(entry.name)
+            for signature in self._model.signatureDefs or ()
+            for entry in signature.outputs
+        }
+        known = all(index in names for index in graph.outputs)
+        return tuple(names[index] for index in graph.outputs) if known else ()
 
     # --- how values lie ---
 

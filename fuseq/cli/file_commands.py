@@ -50,7 +50,7 @@ def check(
             models.Source(reference, tuple(arg), tuple(input), weights),
             candidate,
             inputs=inputs,
-            gates={"max_rel": max_rel, "min_sqnr_db": min_sqnr_db},
+            gates={"max_rel": max_rel, "sqnr_db": min_sqnr_db},
             bisect=bisect,
             quiet=quiet,
         )

@@ -25,6 +25,7 @@ from fuseq.cli.explanation import explanation
 from fuseq.cli.progress import progress
 from fuseq.cli.streams import Result, message
 from fuseq.cli.tables import large, table
+from fuseq.equivalence.limits import Limits
 from fuseq.equivalence.result import CheckResult
 from fuseq.errors import FuseqError
 from fuseq.pass_spec import parse_backend, parse_passes
@@ -205,7 +206,7 @@ def check(
             reference,
             other,
             [tuple(read_arrays(inputs).values())] if inputs else None,
-            **{name: value for name, value in gates.items() if value is not None},
+            limits=Limits(max_rel=gates["max_rel"], sqnr_db=gates["sqnr_db"]),
         )
     if not result.checks:
         result.raise_for_status()

@@ -19,6 +19,9 @@ FLOAT32_FORMS = 1e-5
 """Allowed relative difference of two float32 forms of one function, where no float64 truth is at
 hand to derive a bound from: 80 roundings of 2^-24, relative to the largest output."""
 
+_SMALLEST = {"within_1lsb": "within_1lsb_min"}
+"""Metrics of integers that have a lower limit, as a gate names it."""
+
 Arrays: TypeAlias = Sequence[npt.NDArray[np.generic]]
 
 
@@ -63,6 +66,8 @@ def fidelity(
     candidate: Arrays,
     *,
     min_sqnr_db: float | None = None,
+    min_psnr_db: float | None = None,
+    data_range: tuple[float, float] | None = None,
     extra: Mapping[str, float] | None = None,
     note: str = "",
 ) -> Check:
@@ -74,11 +79,14 @@ def fidelity(
         reference: float outputs.
         candidate: dequantized outputs.
         min_sqnr_db: gate on SQNR, or None to report only.
+        min_psnr_db: gate on PSNR, likewise.
+        data_range: smallest and largest value the outputs can mean; by default what `reference`
+            takes.
         extra: further metrics (the user's own).
         note: remark to keep with the result.
 
     Returns:
-        SQNR = 10 log10(sum ref^2 / sum (cand - ref)^2), PSNR against the reference's own range.
+        SQNR = 10 log10(sum ref^2 / sum (cand - ref)^2) and PSNR = 10 log10(range^2 / mean error^2).
     """
     signal = noise = count = peak = 0.0
     for a, b in _pairs(reference, candidate):
@@ -86,14 +94,17 @@ def fidelity(
         noise += float(np.sum((b - a) ** 2))
         count += a.size
         peak = max(peak, float(a.max() - a.min()) if a.size else 0.0)
+    if data_range is not None:
+        peak = data_range[1] - data_range[0]
     metrics: dict[str, float | int] = {
-        "sqnr_db": _decibel(signal, noise),
-        "psnr_db": _decibel(peak**2, noise / max(count, 1)),
+        "sqnr_db": decibel(signal, noise),
+        "psnr_db": decibel(peak**2, noise / max(count, 1)),
         **(extra or {}),
     }
-    limits = {} if min_sqnr_db is None else {"sqnr_db_min": min_sqnr_db}
-    passed = count > 0 and (min_sqnr_db is None or metrics["sqnr_db"] >= min_sqnr_db)
-    return Check(id, pair, "fidelity", metrics, limits, passed, note)
+    gates = {"sqnr_db_min": min_sqnr_db, "psnr_db_min": min_psnr_db}
+    limits = {name: limit for name, limit in gates.items() if limit is not None}
+    held = (metrics[name.removesuffix("_min")] >= limit for name, limit in limits.items())
+    return Check(id, pair, "fidelity", metrics, limits, count > 0 and all(held), note)
 
 
 def parity(
@@ -104,9 +115,10 @@ def parity(
     *,
     rounded: Mapping[str, int] | None = None,
     allowed: Mapping[str, int] | None = None,
+    gate: Mapping[str, float] | None = None,
     note: str = "",
 ) -> Check:
-    """Integers against integers: all of them must be equal.
+    """Integers against integers: all of them must be equal, unless `gate` allows more.
 
     Args:
         id: name of the check.
@@ -116,29 +128,39 @@ def parity(
         rounded: largest difference of each further value that is computed in float, by name.
         allowed: steps by which these may differ, where it is more than one. Of all, the largest
             difference is reported that breaks its limit, or the largest.
+        gate: largest `differing` and `max_lsb`, and smallest share `within_1lsb`; any of them.
         note: remark to keep with the result.
     """
-    differing = total = largest = 0
+    differing = total = largest = near = 0
     for a, b in zip(reference, candidate, strict=True):
         if a.shape != b.shape:
-            differing, total = differing + a.size, total + a.size
+            differing, total, largest = differing + a.size, total + a.size, 2**31
             note = f"shapes differ: {a.shape} and {b.shape}"
             continue
         step = steps_between(a, b)
         differing += int(np.count_nonzero(step))
         total += a.size
+        near += int(np.count_nonzero(step <= 1))
         largest = max(largest, int(step.max(initial=0)))
-    metrics = {"differing": differing, "total": total, "max_lsb": largest}
-    gate = {"differing": 0, "max_lsb": 0}
-    passed = (total > 0 or bool(rounded)) and differing == 0
+    metrics: dict[str, float | int] = {"differing": differing, "total": total, "max_lsb": largest}
+    limits: dict[str, float | int] = {"differing": 0, "max_lsb": 0}
+    held = differing == 0
+    if gate is not None:
+        metrics["within_1lsb"] = near / max(total, 1)
+        limits = {_SMALLEST.get(name, name): limit for name, limit in gate.items()}
+        held = all(
+            metrics[name] >= limit if name in _SMALLEST else metrics[name] <= limit
+            for name, limit in gate.items()
+        )
+    passed = (total > 0 or bool(rounded)) and held
     if rounded:
         pairs = [(step, (allowed or {}).get(name, 1)) for name, step in rounded.items()]
         breaking = [(step, limit) for step, limit in pairs if step > limit]
         worst = max(breaking or pairs)
         metrics |= {"float_values": len(rounded), "float_max_lsb": worst[0]}
-        gate |= {"float_max_lsb": worst[1]}
+        limits |= {"float_max_lsb": worst[1]}
         passed = passed and not breaking
-    return Check(id, pair, "parity", metrics, gate, passed, note)
+    return Check(id, pair, "parity", metrics, limits, passed, note)
 
 
 def steps_between(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
@@ -170,7 +192,7 @@ def _largest(values: npt.NDArray[np.float64]) -> float:
     return largest if math.isfinite(largest) else math.inf
 
 
-def _decibel(signal: float, noise: float) -> float:
+def decibel(signal: float, noise: float) -> float:
     """10 log10(signal / noise), capped at 400 dB: JSON has no infinity."""
     if not math.isfinite(noise) or signal <= 0:
         return -400.0

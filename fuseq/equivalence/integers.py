@@ -12,8 +12,8 @@ from torch import Tensor
 from fuseq.backend import Runner
 from fuseq.equivalence.compare import parity, steps_between
 from fuseq.equivalence.float_sums import allowed_steps
+from fuseq.equivalence.interfaces import integers_of, interface_of
 from fuseq.equivalence.result import Check, Divergence
-from fuseq.equivalence.sides import integers_of, interface_of
 from fuseq.program import Program
 from fuseq.quant.executor import execute
 

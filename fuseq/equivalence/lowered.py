@@ -21,8 +21,8 @@ from fuseq.equivalence.compare import (
     relative_limits,
 )
 from fuseq.equivalence.integers import file_parity, table_parity
+from fuseq.equivalence.interfaces import interface_of
 from fuseq.equivalence.result import Check, CheckResult, Divergence
-from fuseq.equivalence.sides import interface_of
 from fuseq.program import Program
 from fuseq.rewrite import Pass, Pipeline, split_by_promise
 from fuseq.rounding import float32_bound

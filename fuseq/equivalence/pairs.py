@@ -1,232 +1,277 @@
-"""`check`: compare any two of module, program, file and bundle on the same inputs."""
+"""`check`: compare a reference with candidates on the same inputs, output by output."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
 from fuseq.bundle import Bundle, read_bundle
-from fuseq.equivalence.compare import (
-    FLOAT32_FORMS,
-    exact,
-    fidelity,
-    parity,
-    relative_limits,
-)
+from fuseq.equivalence.batches import batches_for, require_fit
+from fuseq.equivalence.bundles import check_bundle
+from fuseq.equivalence.compare import FLOAT32_FORMS, exact, fidelity, parity, relative_limits
+from fuseq.equivalence.input_sets import Batch
 from fuseq.equivalence.integers import integer_parity
-from fuseq.equivalence.result import Check, CheckResult, Divergence
-from fuseq.equivalence.sides import Side, side_of, tensors
-from fuseq.errors import FuseqError, first_line
+from fuseq.equivalence.layers import first_wrong, layer_table
+from fuseq.equivalence.layouts import arranged
+from fuseq.equivalence.limits import PARITY, Limits
+from fuseq.equivalence.result import Check, CheckResult, Layer
+from fuseq.equivalence.sides import Side, ran, side_of, tensors
+from fuseq.errors import FuseqError
+from fuseq.quant.grid import Grid
 from fuseq.rounding import float32_bound
+
+Evaluate: TypeAlias = Callable[[Callable[[np.ndarray], np.ndarray]], Mapping[str, float]]
 
 
 def check(
     reference: object,
     candidate: object | None = None,
-    inputs: Iterable[Sequence[np.ndarray]] | None = None,
+    inputs: Iterable[Sequence[np.ndarray]] | str | None = None,
     *,
     min_sqnr_db: float | None = None,
     max_rel: float | None = None,
+    limits: Limits | None = None,
+    layouts: Mapping[str, str] | None = None,
+    layers: bool = False,
+    samples: int = 4,
+    seed: int = 0,
+    evaluate: Evaluate | None = None,
 ) -> CheckResult:
-    """Compare two things that should compute the same.
+    """Compare things that should compute the same.
 
-    Float against float is an *exact* check, integers against integers a *parity* check over every
-    value both sides show, and float against integers a *fidelity* check. A bundle alone is
-    compared with its own golden outputs.
+    Float against float is an *exact* check, integers against integers a *parity* check, and float
+    against integers a *fidelity* check; a limit asks for the class it belongs to. A quantized
+    program and a file are compared op by op. A bundle alone is compared with its own golden outputs
+    and, op by op, with the program it holds.
 
     Args:
         reference: module, program, prepared model, bundle, or path of a file or bundle.
-        candidate: another; None to check a bundle against its golden outputs.
-        inputs: batches of float32 arrays; the sides' recorded inputs, or seeded ones in [0, 1].
+        candidate: another, or a list of others; None to check a bundle in itself.
+        inputs: batches of float32 arrays, channels first; or the name of a set, a `.npz` file or a
+            folder of images (`fuseq.equivalence.input_sets`). By default the sides' recorded
+            inputs, or seeded ones in 0..1.
         min_sqnr_db: gate of a fidelity check; without it that check only reports.
         max_rel: gate of an exact check. By default what float32 rounding explains where both
-            sides are programs (`fuseq.rounding`), else `FLOAT32_FORMS`.
+            sides' programs are known (`fuseq.rounding`), else `FLOAT32_FORMS`.
+        limits: all of them, instead of the two.
+        layouts: "nhwc" or "nchw" by name of a file that does not say how its images lie; "" for
+            every such file.
+        layers: tell of every value that both sides show how it fares.
+        samples: number of generated batches, or of images read.
+        seed: of generated sets.
+        evaluate: the user's metric, for `limits.metric_drop`; called with a function from array to
+            array.
 
     Returns:
-        One check per batch. Nothing compared is a failure.
+        One check for each candidate and output. Nothing compared is a failure.
 
     Raises:
         FuseqError: FQ009 if the sides have no inputs in common, FQ013 for unreadable things.
     """
+    held = limits or Limits(max_rel=max_rel, sqnr_db=min_sqnr_db)
     if candidate is None:
-        return _check_golden(reference)
-    a, b = side_of(reference), side_of(candidate)
+        return check_bundle(_bundle(reference), inputs, samples=samples, seed=seed)
+    several = list(candidate) if isinstance(candidate, list | tuple) else None
+    others = [side_of(thing) for thing in (several or [candidate])]
+    first_side = side_of(reference)
+    batches = batches_for([first_side, *others], inputs, samples, seed)
     checks: list[Check] = []
-    first: Divergence | None = None
-    for number, batch in enumerate(inputs if inputs is not None else [_inputs(a, b)]):
-        for side in (a, b):
-            _require_fit(side, tuple(batch))
-        compared, diverging = _compare(a, b, tuple(batch), number, min_sqnr_db, max_rel)
-        checks.append(compared)
-        first = first or diverging
-    return CheckResult(tuple(checks), first)
+    tables: dict[str, tuple[Layer, ...]] = {}
+    for other in others:
+        pair = _Pair(first_side, other, batches, layouts or {}, held)
+        prefix = f"{other.name}:" if several else ""
+        checks += [
+            replace(found, id=prefix + found.id, candidate=other.name)
+            for found in pair.checks(evaluate)
+        ]
+        if layers:
+            tables[other.name] = tuple(layer_table(pair.a, pair.b, batches, ran))
+    first = next((c.divergence for c in checks if c.divergence), None)
+    return CheckResult(tuple(checks), first, tables)
 
 
-def _compare(
-    a: Side,
-    b: Side,
-    batch: tuple[np.ndarray, ...],
-    number: int,
-    min_sqnr_db: float | None,
-    max_rel: float | None,
-) -> tuple[Check, Divergence | None]:
-    """The check of one batch, and the first value that differs where both show integers."""
-    pair = f"{a.name} <-> {b.name}"
-    note = "; ".join(dict.fromkeys(n for n in (a.note, b.note) if n))
-    if a.integers and b.integers:
-        ours, theirs = _ran(a, a.integers, batch), _ran(b, b.integers, batch)
-        common = [name for name in ours if name in theirs]
-        fitting = common and all(ours[name].shape == theirs[name].shape for name in common)
-        programs = [(p, shown) for p, shown in ((a.program, theirs), (b.program, ours)) if p]
-        if fitting and len(programs) == 1:
-            program, shown = programs[0]
-            return integer_parity(
-                f"parity-{number}", pair, program, shown, tensors(batch), note=note
+class _Pair:
+    """Two sides, and what each gives for all batches."""
+
+    def __init__(
+        self, a: Side, b: Side, batches: list[Batch], layouts: Mapping[str, str], limits: Limits
+    ) -> None:
+        self.a, self.b = (arranged(side, batches[0], layouts) for side in (a, b))
+        self.batches, self.limits = batches, limits
+        for batch in batches:
+            for side in (self.a, self.b):
+                require_fit(side, batch)
+        self.pair = f"{a.name} <-> {b.name}"
+        self.note = "; ".join(dict.fromkeys(n for n in (self.a.note, self.b.note) if n))
+
+    def checks(self, evaluate: Evaluate | None) -> list[Check]:
+        given = self.limits != Limits()
+        programs = [side for side in (self.a, self.b) if side.program and side.integers]
+        if self.a.integers and self.b.integers and len(programs) == 1 and not given:
+            [side] = programs
+            found = self._op_by_op(side, self.b if side is self.a else self.a)
+            if found:
+                return found
+        expected, actual = (
+            [ran(side, side.run, batch) for batch in self.batches] for side in (self.a, self.b)
+        )
+        count = len(expected[0])
+        if count != len(actual[0]):
+            raise FuseqError(
+                "FQ009",
+                f"{self.a.name} has {count} outputs, {self.b.name} has {len(actual[0])}",
+                fix="compare two forms of one model",
             )
-        if common:
-            left, right = [ours[n] for n in common], [theirs[n] for n in common]
-            check = parity(f"parity-{number}", pair, left, right, note=note)
-            return check, None if check.passed else _first_divergence(a, b, ours, theirs)
-    expected, actual = _ran(a, a.run, batch), _ran(b, b.run, batch)
-    if len(expected) != len(actual):
+        names = self.a.outputs or self.b.outputs or tuple(f"output-{k}" for k in range(count))
+        self.limits.require_known(names)
+        checks = []
+        bounds: list[list[float]] | None = None
+        for position, name in enumerate(names):
+            pair = [[batch[position] for batch in side] for side in (expected, actual)]
+            for kind in self._kinds(name):
+                if kind == "exact" and bounds is None:
+                    bounds = self._bounds(expected)
+                checks.append(self._output(kind, name, position, len(names), pair, bounds or []))
+        checks += self._metrics(evaluate)
+        if all(found.passed for found in checks):
+            return checks
+        wrong = first_wrong(self.a, self.b, self.batches[0], ran)
+        return [c if c.passed else replace(c, divergence=wrong) for c in checks]
+
+    def _op_by_op(self, side: Side, other: Side) -> list[Check]:
+        """Integers of a file against those of a program; none if they have no value in common."""
+        assert side.program is not None
+        assert other.integers is not None
+        found = []
+        for number, batch in enumerate(self.batches):
+            shown = ran(other, other.integers, batch)
+            if not any(node.name in shown for node in side.program.graph.nodes):
+                return []
+            compared, first = integer_parity(
+                f"parity-{number}", self.pair, side.program, shown, tensors(batch), note=self.note
+            )
+            found.append(replace(compared, divergence=first))
+        return found
+
+    def _kinds(self, output: str) -> list[str]:
+        """Classes that the limits of an output ask for, or the one that the sides have."""
+        wanted = self.limits.of(output)
+        asked = [
+            kind
+            for kind, names in (
+                ("exact", ("max_rel",)),
+                ("fidelity", ("sqnr_db", "psnr_db")),
+                ("parity", PARITY),
+            )
+            if any(name in wanted for name in names)
+        ]
+        both, either = self.a.integers and self.b.integers, self.a.integers or self.b.integers
+        return asked or ["parity" if both else "fidelity" if either else "exact"]
+
+    def _output(
+        self,
+        kind: str,
+        output: str,
+        position: int,
+        count: int,
+        arrays: Sequence[Sequence[np.ndarray]],
+        bounds: list[list[float]],
+    ) -> Check:
+        id = kind if count == 1 else f"{kind}-{output}"
+        limits = self.limits.of(output)
+        if kind == "exact":
+            allowed = [limits.get("max_rel", each[position]) for each in bounds]
+            made = exact(id, self.pair, *arrays, max_rel=allowed, note=self.note)
+        elif kind == "fidelity":
+            made = fidelity(
+                id,
+                self.pair,
+                *arrays,
+                min_sqnr_db=limits.get("sqnr_db"),
+                min_psnr_db=limits.get("psnr_db"),
+                data_range=self.limits.data_range,
+                note=self.note,
+            )
+        else:
+            grid = self._grid(output, position)
+            steps = [[steps_of(values, grid) for values in side] for side in arrays]
+            gate = {name: limits[name] for name in PARITY if name in limits}
+            made = parity(id, self.pair, *steps, gate=gate or None, note=self.note)
+        return replace(made, output=output)
+
+    def _grid(self, output: str, position: int) -> Grid:
+        """Grid in whose steps an output is compared: the reference's, if it has one."""
+        for side in (self.a, self.b):
+            grid = side.grids[position] if side.grids else None
+            if grid is not None:
+                return grid
         raise FuseqError(
-            "FQ009",
-            f"{a.name} has {len(expected)} outputs, {b.name} has {len(actual)}",
-            fix="compare two forms of one model",
-        )
-    if bool(a.integers) != bool(b.integers):
-        check = fidelity(
-            f"fidelity-{number}", pair, expected, actual, min_sqnr_db=min_sqnr_db, note=note
-        )
-        return check, None
-    allowed = _float32_limits(a, b, batch, expected) if max_rel is None else max_rel
-    return exact(f"exact-{number}", pair, expected, actual, max_rel=allowed, note=note), None
-
-
-def _float32_limits(
-    a: Side, b: Side, batch: tuple[np.ndarray, ...], expected: Sequence[np.ndarray]
-) -> float | list[float]:
-    if a.program is None or b.program is None or a.integers or b.integers:
-        return FLOAT32_FORMS
-    return relative_limits(float32_bound(tensors(batch), a.program, b.program), expected)
-
-
-def _require_fit(side: Side, batch: tuple[np.ndarray, ...]) -> None:
-    """Refuse inputs a side does not take (FQ005), or that hold nothing to compare (FQ009)."""
-    shown = ", ".join("x".join(map(str, x.shape)) or "a number" for x in batch) or "nothing"
-    if any(not x.size for x in batch):
-        raise FuseqError("FQ009", f"the inputs hold no values: {shown}", fix="give a batch of one")
-    if not all(np.isfinite(x).all() for x in batch):
-        raise FuseqError("FQ005", "the inputs hold values that are not finite", fix="look for NaN")
-    fits = len(batch) == len(side.shapes) and all(
-        len(shape) == x.ndim and all(n in (None, m) for n, m in zip(shape, x.shape, strict=True))
-        for shape, x in zip(side.shapes, batch, strict=False)
-    )
-    if side.shapes and not fits:
-        wanted = ["x".join("?" if n is None else str(n) for n in shape) for shape in side.shapes]
-        raise FuseqError(
-            "FQ005",
-            f"{side.name} does not take inputs of {shown}",
-            why=f"it takes {', '.join(wanted)}",
-            fix="one array for each input, in order; --inputs FILE.npz",
+            "FQ012",
+            f"neither side says on which grid output '{output}' is",
+            why="steps are counted on the grid of a bundle, a program or an integer output",
+            fix="name the file inside its bundle, or limit sqnr_db instead",
         )
 
+    def _bounds(self, expected: Sequence[Sequence[np.ndarray]]) -> list[list[float]]:
+        """What rounding explains, relative to the largest output, by batch and output."""
+        programs = [p for p in (self.a.knowledge, self.b.knowledge) if p]
+        if len(programs) < 2 or self.a.integers or self.b.integers:
+            return [[FLOAT32_FORMS] * len(outputs) for outputs in expected]
+        return [
+            relative_limits(float32_bound(tensors(batch), *programs), outputs)
+            for batch, outputs in zip(self.batches, expected, strict=True)
+        ]
 
-def _ran(side: Side, run: Callable[..., Any], batch: tuple[np.ndarray, ...]) -> Any:
-    """What a side gives; FQ005 if it cannot run on these inputs."""
-    try:
-        return run(*batch)
-    except FuseqError:
-        raise
-    except Exception as error:
-        shown = ", ".join("x".join(map(str, x.shape)) for x in batch)
-        raise FuseqError(
-            "FQ005",
-            f"{side.name} cannot run on inputs of {shown}",
-            why=first_line(error),
-            fix="inputs of sizes that both sides take",
-        ) from error
-
-
-def _first_divergence(
-    a: Side, b: Side, ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
-) -> Divergence | None:
-    for name in ours:
-        if name in theirs and not np.array_equal(ours[name], theirs[name]):
-            return Divergence(name, a.sources.get(name) or b.sources.get(name, ""))
-    return None
-
-
-def _inputs(a: Side, b: Side) -> tuple[np.ndarray, ...]:
-    """Recorded inputs of either side, else seeded ones that fit both."""
-    if a.golden or b.golden:
-        return a.golden or b.golden
-    shapes = a.shapes or b.shapes
-    if not shapes:
-        raise FuseqError("FQ009", "neither side says what its inputs are", fix="--inputs FILE.npz")
-    random = np.random.default_rng(0)
-    sizes = (
-        [(1, 3, 64, 96)[d] if n is None else n for d, n in enumerate(shape)] for shape in shapes
-    )
-    return tuple(random.random(size, dtype=np.float32) for size in sizes)
-
-
-def _check_golden(thing: object) -> CheckResult:
-    """A bundle's file on this machine's runtime, against the outputs recorded when it was made."""
-    if not isinstance(thing, str | Path | Bundle):
-        raise FuseqError(
-            "FQ009",
-            "a model alone has nothing to be compared with",
-            fix="give two: fuseq check model.py build/model; a bundle alone has golden outputs",
+    def _metrics(self, evaluate: Evaluate | None) -> list[Check]:
+        """The user's metrics of both sides, held to how much each may fall."""
+        allowed = self.limits.metric_drop
+        if not allowed:
+            return []
+        if evaluate is None:
+            raise FuseqError(
+                "FQ012",
+                "`metric_drop` needs a metric, and the reference has none",
+                fix="evaluate(run) in the model file that is the reference",
+            )
+        before, after = (
+            {str(name): float(value) for name, value in evaluate(_as_function(side)).items()}
+            for side in (self.a, self.b)
         )
-    bundle = thing if isinstance(thing, Bundle) else read_bundle(Path(thing))
-    side = side_of(bundle)
-    golden = bundle.file("golden")
-    assert golden is not None
-    stored = np.load(golden)
-    outputs = bundle.manifest["outputs"]
-    expected = [stored[f"output.{entry['name']}"] for entry in outputs]
-    actual = side.run(*side.golden)
-    pair = f"golden outputs <-> {side.name}"
-    if side.integers is None or any("grid" not in entry for entry in outputs):
-        return CheckResult(
-            (exact("golden", pair, expected, actual, max_rel=FLOAT32_FORMS, note=side.note),)
-        )
-    grids = [entry["grid"] for entry in outputs]
-    codes = [
-        [_codes(values, grid) for values, grid in zip(arrays, grids, strict=True)]
-        for arrays in (expected, actual)
-    ]
-    float_file = bundle.file("float")
-    if float_file and any(entry.get("rounded") for entry in outputs):
-        reference = side_of(float_file).run(*side.golden)
-        return CheckResult((_near_golden(reference, expected, actual, pair, side.note),))
-    return CheckResult((parity("golden", pair, *codes, note=side.note),))
+        missing = [name for name in allowed if name not in before]
+        if missing:
+            raise FuseqError(
+                "FQ012",
+                f"`metric_drop` has a limit of '{missing[0]}', which evaluate() does not give",
+                why=f"it gives {', '.join(before)}",
+                fix="name one of them",
+            )
+        drops = {f"{name}_drop": before[name] - after[name] for name in allowed}
+        gate = {f"{name}_drop": limit for name, limit in allowed.items()}
+        passed = all(drops[name] <= limit for name, limit in gate.items())
+        return [Check("metrics", self.pair, "fidelity", {**before, **drops}, gate, passed)]
 
 
-def _near_golden(
-    reference: Sequence[np.ndarray],
-    expected: Sequence[np.ndarray],
-    actual: Sequence[np.ndarray],
-    pair: str,
-    note: str,
-) -> Check:
-    """Outputs that depend on how a machine rounds floats, against the recorded ones.
-
-    What another machine rounds otherwise must change less than quantization did: the gate is the
-    signal-to-noise ratio of the recorded outputs to those of the bundle's float file, `reference`.
-    """
-    lost = fidelity("golden", pair, reference, expected).metrics["sqnr_db"]
-    return fidelity("golden", pair, expected, actual, min_sqnr_db=float(lost), note=note)
+def steps_of(values: np.ndarray, grid: Grid) -> np.ndarray:
+    """Integers, on a grid, of reals that may lie on another one."""
+    scale, zero_point = float(grid.scale), int(grid.zero_point)
+    return np.rint(values.astype(np.float64) / scale).astype(np.int64) + zero_point
 
 
-def _codes(values: np.ndarray, grid: dict[str, float]) -> np.ndarray:
-    """Integers of dequantized values; integers as they are."""
-    if np.issubdtype(values.dtype, np.integer):
-        return values
-    return np.rint(values.astype(np.float64) / grid["scale"]).astype(np.int64) + int(
-        grid["zero_point"]
+def _as_function(side: Side) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: ran(side, side.run, (np.asarray(x, np.float32),))[0]
+
+
+def _bundle(thing: object) -> Bundle:
+    if isinstance(thing, Bundle):
+        return thing
+    if isinstance(thing, str | Path):
+        return read_bundle(Path(thing))
+    raise FuseqError(
+        "FQ009",
+        "a model alone has nothing to be compared with",
+        fix="give two: fuseq check model.py build/model; a bundle alone has golden outputs",
     )

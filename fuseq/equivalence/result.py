@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fuseq.errors import FuseqError
@@ -34,6 +34,9 @@ class Check:
         gate: limits the metrics were held to; empty if the check only reports.
         passed: whether every gate holds.
         note: host or runner remarks.
+        candidate: what is held to the reference, where a run has several.
+        output: the output it is of, where each is held to limits of its own.
+        divergence: where it starts to differ, if it failed and that is known.
     """
 
     id: str
@@ -43,6 +46,9 @@ class Check:
     gate: Mapping[str, float | int]
     passed: bool
     note: str = ""
+    candidate: str = ""
+    output: str = ""
+    divergence: Divergence | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The check as the command line prints it (`class` instead of `kind`)."""
@@ -52,16 +58,40 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """How one value fares that both sides of a pair show.
+
+    Attributes:
+        node: its name.
+        source: `file:line` of the user's model, or the empty string.
+        sqnr_db: power of the reference's reals over that of the error; 400 for none.
+        own_sqnr_db: the same, of what the node makes of the candidate's own operands against exact
+            arithmetic on them: what it loses itself. None where that is not known.
+        differing: integers that differ, where both sides have integers.
+        total: number of values.
+    """
+
+    node: str
+    source: str
+    sqnr_db: float
+    own_sqnr_db: float | None = None
+    differing: int | None = None
+    total: int = 0
+
+
+@dataclass(frozen=True)
 class CheckResult:
     """All checks of one run.
 
     Attributes:
         checks: in the order they ran.
-        first_divergence: where the first failing parity check starts to differ, if that is known.
+        first_divergence: where the first failing check starts to differ, if that is known.
+        layers: every value that both sides show, worst first, by candidate; if they were asked for.
     """
 
     checks: tuple[Check, ...]
     first_divergence: Divergence | None = None
+    layers: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -87,9 +117,11 @@ class CheckResult:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """`{"checks": [...], "passed": bool, "first_divergence": null | {...}}`."""
+        """`{"checks": [...], "passed": bool, "first_divergence": null | {...}}`, and any layers."""
+        layers = {name: [asdict(layer) for layer in rows] for name, rows in self.layers.items()}
         return {
             "checks": [check.to_json() for check in self.checks],
             "passed": self.passed,
             "first_divergence": asdict(self.first_divergence) if self.first_divergence else None,
+            **({"layers": layers} if layers else {}),
         }

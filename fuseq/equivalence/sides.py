@@ -2,30 +2,36 @@
 
 Sides are a Python target (a module captured as a program), a program, a lowered file, and a
 bundle (its int8 file, or its float one). Both sides of a check get the same float32 inputs; a
-side with integer inputs quantizes them on the grid its manifest states.
+side with integer inputs quantizes them on the grid that its bundle or the file itself states. No
+artifact's side imports or runs the user's code.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fuseq import plugins
 from fuseq.backend import Runner
 from fuseq.bundle import MANIFEST, Bundle, read_bundle
-from fuseq.errors import FuseqError
+from fuseq.equivalence.interfaces import Interface, bundle_interface
+from fuseq.errors import FuseqError, first_line
 from fuseq.program import Program
-from fuseq.quant.arithmetic import ARITHMETICS
 from fuseq.quant.executor import execute
-from fuseq.quant.grid import LIMITS, Grid
+from fuseq.quant.grid import Grid
+
+Values: TypeAlias = Mapping[str, np.ndarray]
+REFERENCES = ("golden", "program")
+"""Kinds of files of a bundle that its other files are compared with."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +40,38 @@ class Side:
 
     Attributes:
         name: for people.
-        run: float32 arrays -> outputs.
+        run: float32 arrays -> outputs as reals.
         integers: float32 arrays -> integers by value name; None for a float side.
+        reals: float32 arrays -> reals of every value it can show, by name.
         shapes: shape of each input; None where a size is free or unknown.
-        sources: value name -> `file:line`, where known.
+        outputs: names of the outputs; empty where unknown.
+        grids: of the outputs, None for a float one; empty where unknown.
+        ranges: grid of each input, None for a float one; empty where unknown.
         golden: inputs recorded with the side, or none.
         note: host remark of its runner.
-        program: of a program side, float or quantized, else None.
+        program: what runs, of a side that is a program.
+        lowered: what a file was lowered from, where its bundle has that.
+        unstated: whether nothing says how the images of a file lie.
     """
 
     name: str
     run: Callable[..., list[np.ndarray]]
-    integers: Callable[..., Mapping[str, np.ndarray]] | None
+    integers: Callable[..., Values] | None
+    reals: Callable[..., Values]
     shapes: tuple[tuple[int | None, ...], ...]
-    sources: Mapping[str, str]
+    outputs: tuple[str, ...] = ()
+    grids: tuple[Grid | None, ...] = ()
+    ranges: tuple[Grid | None, ...] = ()
     golden: tuple[np.ndarray, ...] = ()
     note: str = ""
     program: Program | None = None
+    lowered: Program | None = None
+    unstated: bool = False
+
+    @property
+    def knowledge(self) -> Program | None:
+        """The program whose values these are, where one is known."""
+        return self.program or self.lowered
 
 
 def side_of(thing: object) -> Side:
@@ -84,6 +105,11 @@ def tensors(arrays: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(np.array(a)) for a in arrays)
 
 
+def float_form(program: Program) -> Program:
+    """A program as it was before it was quantized; shares everything, so not to be edited."""
+    return replace(program, quantization=None)
+
+
 def _leaves(result: object) -> list[np.ndarray]:
     return [
         leaf.detach().numpy() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)
@@ -95,7 +121,7 @@ def _module_side(module: nn.Module) -> Side:
         with torch.no_grad():
             return _leaves(module(*tensors(arrays)))
 
-    return Side(type(module).__name__, run, None, (), {})
+    return Side(type(module).__name__, run, None, lambda *arrays: {}, ())
 
 
 def _program_side(program: Program) -> Side:
@@ -103,31 +129,66 @@ def _program_side(program: Program) -> Side:
         with torch.no_grad():
             return _leaves(program(*tensors(arrays)))
 
-    def integers(*arrays: np.ndarray) -> Mapping[str, np.ndarray]:
+    def integers(*arrays: np.ndarray) -> Values:
         values = execute(program, tensors(arrays)).integers
         return {name: value.numpy() for name, value in values.items()}
 
-    quantized = program.quantization is not None
+    def reals(*arrays: np.ndarray) -> Values:
+        if table is not None:
+            execution = execute(program, tensors(arrays))
+            names = [*execution.integers, *execution.reals]
+            return {name: execution.real(program, name).numpy() for name in names}
+        return float_values(program, tensors(arrays))
+
+    table = program.quantization
     free = set(program.origin.dynamic)
     shapes = tuple(
         tuple(None if (i, d) in free else size for d, size in enumerate(x.shape))
         for i, x in enumerate(program.example_inputs)
     )
-    name = ("quantized" if quantized else "float") + f" {type(program.origin.module).__name__}"
-    sources = {node.name: program.source(node) for node in program.graph.nodes}
-    golden = tuple(x.numpy() for x in program.example_inputs)
-    shown = integers if quantized else None
-    return Side(name, run, shown, shapes, sources, golden, program=program)
+    name = ("quantized" if table else "float") + f" {type(program.origin.module).__name__}"
+    grids = table.grids if table else {}
+    return Side(
+        name,
+        run,
+        integers if table else None,
+        reals,
+        shapes,
+        program.output_names,
+        tuple(grids.get(node.name) for node in program.outputs()),
+        tuple(grids.get(node.name) for node in program.inputs()),
+        tuple(x.numpy() for x in program.example_inputs),
+        program=program,
+    )
 
 
-def _file_side(
-    path: Path,
-    golden: tuple[np.ndarray, ...] = (),
-    name: str = "",
-    interface: Interface | None = None,
-) -> Side:
+def float_values(program: Program, inputs: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
+    """Every tensor that the float form of a program computes, by node name."""
+    interpreter = fx.Interpreter(program.module, garbage_collect_values=False)
+    with torch.no_grad():
+        interpreter.run(*inputs)
+    env: Mapping[fx.Node, object] = interpreter.env
+    return {
+        node.name: value.numpy()
+        for node, value in env.items()
+        if isinstance(value, Tensor) and node.op != "get_attr"
+    }
+
+
+def _file_side(path: Path) -> Side:
+    """A file by itself, with what its bundle says of it where it lies in one."""
     if not os.path.isfile(path):
         raise FuseqError("FQ013", f"'{path}' is no file and no bundle", fix="check the path")
+    for folder in path.absolute().parents[:2]:
+        if os.path.isfile(folder / MANIFEST):
+            bundle = read_bundle(folder)
+            name = path.absolute().relative_to(folder).as_posix()
+            if any(entry["path"] == name for entry in bundle.manifest["files"]):
+                return _side_in_bundle(bundle, path)
+    return _running(_runner(path), path.name)
+
+
+def _runner(path: Path) -> Runner:
     known = plugins.available("runners")
     kind = path.suffix.removeprefix(".")
     if kind not in known:
@@ -136,26 +197,35 @@ def _file_side(
             "FQ013", f"nothing here runs '{path.name}'", fix=f"files that end in {endings}"
         )
     runner: Runner = plugins.load("runners", kind)(path)
-    interface = interface or Interface(*runner.grids())
-
-    def run(*arrays: np.ndarray) -> list[np.ndarray]:
-        return interface.reals(runner(*interface.feeds(runner, arrays)))
-
-    def integers(*arrays: np.ndarray) -> Mapping[str, np.ndarray]:
-        return runner.integers(*interface.feeds(runner, arrays))
-
-    shown = integers if runner.quantized else None
-    return Side(name or path.name, run, shown, runner.shapes, {}, golden, runner.note)
+    return runner
 
 
 def _bundle_side(bundle: Bundle) -> Side:
     bundle.require_intact()
     file = bundle.file("int8") or bundle.file("float")
-    golden = bundle.file("golden")
-    if file is None or golden is None:
+    if file is None or bundle.file("golden") is None:
         raise FuseqError("FQ013", f"bundle '{bundle.path}' lists no file to run", fix="lower again")
-    name = f"{bundle.path.name}/{file.name}"
-    return _file_side(file, golden_inputs(bundle, golden), name, bundle_interface(bundle))
+    return _side_in_bundle(bundle, file)
+
+
+def _side_in_bundle(bundle: Bundle, file: Path) -> Side:
+    """A file of a bundle; a note says so if it is not the one that was written."""
+    bundle.require_intact(REFERENCES)
+    manifest, golden = bundle.manifest, bundle.file("golden")
+    runner = _runner(file)
+    inputs = golden_inputs(bundle, golden) if golden else ()
+    interface = bundle_interface(bundle)
+    if not runner.quantized:
+        interface = Interface((None,) * len(interface.inputs), (None,) * len(interface.outputs))
+    names = tuple(entry["name"] for entry in manifest["outputs"])
+    name = file.absolute().relative_to(bundle.path.absolute()).as_posix()
+    changed = "not the file that the bundle was written with" * (name in bundle.changed_files())
+    note = "; ".join(text for text in (changed, runner.note) if text)
+    side = _running(runner, f"{bundle.path.name}/{name}", interface)
+    lowered = bundle.lowered_program()
+    if lowered and not runner.quantized:
+        lowered = float_form(lowered)
+    return replace(side, outputs=names, golden=inputs, note=note, lowered=lowered, unstated=False)
 
 
 def golden_inputs(bundle: Bundle, golden: Path) -> tuple[np.ndarray, ...]:
@@ -164,81 +234,61 @@ def golden_inputs(bundle: Bundle, golden: Path) -> tuple[np.ndarray, ...]:
     return tuple(stored[f"input.{entry['name']}"] for entry in bundle.manifest["inputs"])
 
 
-def bundle_interface(bundle: Bundle) -> Interface:
-    """How the int8 file of a bundle takes and gives floats."""
-    profile = plugins.load("backends", bundle.manifest["backend"]).profile
-    grids = [_grids(bundle.manifest[side]) for side in ("inputs", "outputs")]
-    return Interface(grids[0], grids[1], profile.arithmetic)
+def _running(runner: Runner, name: str, interface: Interface | None = None) -> Side:
+    interface = interface or Interface(*runner.grids())
 
+    def run(*arrays: np.ndarray) -> list[np.ndarray]:
+        return interface.reals(runner(*interface.feeds(runner, arrays)))
 
-@dataclass(frozen=True)
-class Interface:
-    """How float arrays become what a file takes, and what it gives becomes float arrays.
+    def integers(*arrays: np.ndarray) -> Values:
+        return runner.integers(*interface.feeds(runner, arrays))
 
-    Attributes:
-        inputs: grid of each input, None for a float one; empty if nothing is known.
-        outputs: the same for outputs.
-        arithmetic: quantizes inputs, so that a file with integer inputs gets what the executor has.
-    """
+    def reals(*arrays: np.ndarray) -> Values:
+        feeds = interface.feeds(runner, arrays)
+        shown = {**runner.reals(*feeds)}
+        parameters = stored_parameters()
+        for value, q in (runner.integers(*feeds) if runner.quantized else {}).items():
+            key = f"{value}.scale" if f"{value}.scale" in parameters else f"{value}.quantizer.scale"
+            if key in parameters:
+                zero_point = parameters[key.removesuffix("scale") + "zero_point"]
+                steps = (q.astype(np.int32) - zero_point).astype(np.float32)
+                shown[value] = steps * parameters[key]
+        return shown
 
-    inputs: tuple[Grid | None, ...] = ()
-    outputs: tuple[Grid | None, ...] = ()
-    arithmetic: str = "ideal"
+    @cache
+    def stored_parameters() -> Values:
+        return runner.parameters()
 
-    def feeds(self, runner: Runner, arrays: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-        """Integers where the file has no quantizer of its own, floats as they are elsewhere."""
-        grids = self.inputs or (None,) * len(arrays)
-        quantize = ARITHMETICS[self.arithmetic].quantize
-        return [
-            quantize(torch.from_numpy(x), grid.shifted_to(dtype)).numpy().astype(dtype)
-            if grid and dtype in LIMITS
-            else x
-            for grid, dtype, x in zip(grids, runner.dtypes, arrays, strict=True)
-        ]
-
-    def reals(self, outputs: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-        """Reals of integer outputs."""
-        grids = self.outputs or (None,) * len(outputs)
-        return [
-            grid.dequantize(torch.from_numpy(integers_of(y, grid).astype(np.int32))).numpy()
-            if grid and str(y.dtype) in LIMITS
-            else y
-            for grid, y in zip(grids, outputs, strict=True)
-        ]
-
-
-def integers_of(output: np.ndarray, grid: Grid) -> np.ndarray:
-    """Integers, on a grid, of what a file gives: reals, or integers of as many bits."""
-    if str(output.dtype) not in LIMITS:
-        return grid.quantize(torch.from_numpy(output)).numpy()
-    shift = grid.qmin - LIMITS[str(output.dtype)][0]
-    return output.astype(np.int32) + shift if shift else output
-
-
-def interface_of(program: Program, arithmetic: str | None = None) -> Interface:
-    """The interface of what a quantized program is lowered to.
-
-    Args:
-        program: quantized.
-        arithmetic: of the runtime; the profile's own by default.
-    """
-    assert program.quantization is not None
-    grids = program.quantization.grids
-    return Interface(
-        tuple(grids.get(node.name) for node in program.inputs()),
-        tuple(grids.get(node.name) for node in program.outputs()),
-        arithmetic or program.quantization.profile.arithmetic,
+    images = any(len(shape) == 4 for shape in runner.shapes)
+    return Side(
+        name,
+        run,
+        integers if runner.quantized else None,
+        reals,
+        runner.shapes,
+        runner.output_names,
+        interface.outputs,
+        interface.inputs,
+        note=runner.note,
+        unstated=images and not runner.says_layout,
     )
 
 
-def _grids(entries: Sequence[Mapping[str, Any]]) -> tuple[Grid | None, ...]:
-    return tuple(
-        Grid(
-            torch.tensor(entry["grid"]["scale"], dtype=torch.float32),
-            torch.tensor(entry["grid"]["zero_point"], dtype=torch.int32),
-            entry["grid"]["dtype"],
-        )
-        if "grid" in entry
-        else None
-        for entry in entries
-    )
+def ran(side: Side, run: Callable[..., Any], batch: tuple[np.ndarray, ...]) -> Any:
+    """What a side gives.
+
+    Raises:
+        FuseqError: FQ005 if it cannot run on these inputs.
+    """
+    try:
+        return run(*batch)
+    except FuseqError:
+        raise
+    except Exception as error:
+        shown = ", ".join("x".join(map(str, x.shape)) for x in batch)
+        raise FuseqError(
+            "FQ005",
+            f"{side.name} cannot run on inputs of {shown}",
+            why=first_line(error),
+            fix="inputs of sizes that both sides take",
+        ) from error

@@ -25,7 +25,7 @@ from fuseq.program import Program
 from fuseq.qdq import foreign
 from fuseq.qdq.float_ops import FLOAT_OPS, Rule, conv_attributes
 from fuseq.qdq.graph import DTYPES, Graph
-from fuseq.qdq.layout import FIRST, LAST, LAYOUT
+from fuseq.qdq.layout import FIRST, FORMAT, LAST, LAYOUT
 from fuseq.qdq.sized_ops import SIZED_OPS
 from fuseq.quant.grid import Grid
 from fuseq.quant.structure import flat_arguments
@@ -94,7 +94,7 @@ class _Emitter:
                 self._outputs()
             else:
                 self._node(node)
-        metadata = {"fuseq.format": "1"} | ({LAYOUT: "nhwc"} if self.channels_last else {})
+        metadata = {FORMAT: "1"} | ({LAYOUT: "nhwc"} if self.channels_last else {})
         return self.graph.model(name, self.inputs, self.outputs, metadata)
 
     # --- interface ---

@@ -10,6 +10,9 @@ import numpy as np
 LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 """Dimensions of an image that becomes channels last, and of one that becomes channels first."""
 
+FORMAT = "fuseq.format"
+"""Metadata key of every file written here; one without `LAYOUT` has its images channels first."""
+
 LAYOUT = "fuseq.layout"
 """Metadata key of a file whose images lie channels last."""
 

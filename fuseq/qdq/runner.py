@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from onnx import helper, numpy_helper
 
 from fuseq.backend import Runner
 from fuseq.errors import FuseqError, first_line
-from fuseq.qdq.layout import Layout
+from fuseq.qdq.layout import FORMAT, Layout
+from fuseq.quant.grid import LIMITS, Grid
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -32,6 +34,7 @@ _DTYPES = {
 }
 
 
+_KEEPS_GRID = ("Identity", "Transpose", "Reshape")
 _INTEGERS = ".quantized"
 """How names of the outputs of quantizers end."""
 
@@ -64,7 +67,9 @@ class QdqRunner(Runner):
         self.file, self.options, self._edit = file, options, edit
         self._session = self._load(self._model().SerializeToString() if edit else file.read_bytes())
         self._exposed: onnxruntime.InferenceSession | None = None
-        self._layout = Layout.said_by(self._session.get_modelmeta().custom_metadata_map)
+        notes = self._session.get_modelmeta().custom_metadata_map
+        self._layout, self.says_layout = Layout.said_by(notes), FORMAT in notes
+        self.output_names = tuple(spec.name for spec in self._session.get_outputs())
         self.shapes = tuple(self._open_shape(spec.shape) for spec in self._session.get_inputs())
         self.dtypes = tuple(_DTYPES[spec.type] for spec in self._session.get_inputs())
         self.quantized = any(n.op_type == "QuantizeLinear" for n in self._model().graph.node)
@@ -85,6 +90,47 @@ class QdqRunner(Runner):
         names = [o.name for o in self._exposed.get_outputs() if o.name.endswith(_INTEGERS)]
         # Asked for no output, the runtime gives all.
         return by_value(names, self._exposed.run(names, self._feeds(inputs)) if names else [])
+
+    def reals(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Every float32 tensor that is the first result of a node, by its name."""
+        model = onnx.shape_inference.infer_shapes(self._model())
+        given = {value.name for value in (*model.graph.output, *model.graph.input)}
+        made = {node.output[0] for node in model.graph.node} - given
+        found = [
+            value
+            for value in model.graph.value_info
+            if value.name in made and value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        ]
+        model.graph.output.extend(found)
+        names = [value.name for value in found]
+        session = self._load(model.SerializeToString())
+        values = session.run(names, self._feeds(inputs)) if names else []
+        return dict(zip(names, values, strict=True))
+
+    def grids(self) -> tuple[tuple[Grid | None, ...], tuple[Grid | None, ...]]:
+        """Of integer inputs that only a DequantizeLinear reads, and of outputs of quantizers."""
+        graph = self._model().graph
+        constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        moves = {n.output[0]: n.input[0] for n in graph.node if n.op_type in _KEEPS_GRID}
+        found: dict[str, Grid] = {}
+        for node in graph.node:
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                name = (node.output if node.op_type == "QuantizeLinear" else node.input)[0]
+                while name in moves and node.op_type == "DequantizeLinear":
+                    name = moves[name]
+                scale, zero_point = (constants[n] for n in node.input[1:3])
+                if scale.ndim == 0:
+                    parts = torch.tensor(scale), torch.tensor(zero_point.astype(np.int32))
+                    found[name] = Grid(*parts, str(zero_point.dtype))
+
+        def grid_of(name: str, dtype: str) -> Grid | None:
+            while name not in found and name in moves:
+                name = moves[name]
+            return found.get(name) if _DTYPES.get(dtype) in LIMITS else None
+
+        sides = (self._session.get_inputs(), self._session.get_outputs())
+        inputs, outputs = (tuple(grid_of(s.name, s.type) for s in side) for side in sides)
+        return inputs, outputs
 
     def parameters(self) -> Mapping[str, np.ndarray]:
         """Scales, zero points and integers of every DequantizeLinear, by value name."""

@@ -114,7 +114,7 @@ def test_a_file_without_its_bundle_says_its_grids(io: str, tmp_path: Path) -> No
     bundle = lowered(tmp_path / "out", io=io)
     torch.manual_seed(0)
     result = fuseq.check(Small().eval(), file_of(bundle), [(x.numpy(),) for x in images()])
-    assert [check.kind for check in result.checks] == ["fidelity"] * 3
+    assert [check.kind for check in result.checks] == ["fidelity"]
     assert min(check.metrics["sqnr_db"] for check in result.checks) > 25
 
 
