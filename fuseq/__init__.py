@@ -79,6 +79,6 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if name == "qat":
-        return importlib.import_module("fuseq.qat")
+    if name in ("qat", "testing"):
+        return importlib.import_module(f"fuseq.{name}")
     raise AttributeError(f"module 'fuseq' has no attribute '{name}'")

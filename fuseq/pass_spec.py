@@ -55,14 +55,48 @@ def parse_backend(text: str) -> Backend:
     return backend
 
 
+def spelled(plugin: Pass | Backend) -> str:
+    """Name and the options that differ from their defaults: `fuse-affine{cost=macs}`."""
+    fields: tuple[dataclasses.Field[Any], ...] = ()
+    if dataclasses.is_dataclass(plugin):
+        fields = dataclasses.fields(plugin)
+    options = [(f, getattr(plugin, f.name)) for f in fields if f.init and f.repr]
+    changed = [f"{f.name}={_bare(value)}" for f, value in options if value != f.default]
+    return plugin.name + (f"{{{','.join(changed)}}}" if changed else "")
+
+
+def _bare(value: Any) -> str:
+    """A value as it is spelled; a word needs no quotes."""
+    is_word = isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.-]*", value)
+    return str(value) if is_word and str(value).lower() not in _WORDS else repr(value)
+
+
 def _parse(kind: plugins.Kind, text: str, data: dict[str, Any]) -> Any:
+    name, spelling = _parted(text)
+    return _made(kind, plugins.load(kind, name), spelling, data)
+
+
+def parse_as(kind: plugins.Kind, loaded: type, text: str) -> Any:
+    """A plugin from its spelling, of a class that need not be registered.
+
+    Raises:
+        FuseqError: FQ012 for options that it does not have or take.
+    """
+    return _made(kind, loaded, _parted(text)[1], {})
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """The name and what stands between the braces."""
     match = re.fullmatch(r"(?P<name>[^{}]+?)\s*(\{(?P<options>.*)\})?", text, re.DOTALL)
     if not match:
         raise FuseqError("FQ012", f"cannot read '{text}'", fix=_SPELLING)
-    name, loaded = match["name"], plugins.load(kind, match["name"])
-    expected = option_types(loaded)
+    return match["name"], match["options"] or ""
+
+
+def _made(kind: plugins.Kind, loaded: Any, spelling: str, data: dict[str, Any]) -> Any:
+    name, expected = loaded.name, option_types(loaded)
     options: dict[str, Any] = {}
-    for part in _split(match["options"] or ""):
+    for part in _split(spelling):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise FuseqError("FQ012", f"cannot read the option '{part}' of '{name}'", fix=_SPELLING)

@@ -7,16 +7,16 @@ interface, what the pass ensures (looked up on the *result*), and the promise.
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 
 from fuseq import shapes, verify
 from fuseq.errors import FuseqError, first_line
+from fuseq.pass_spec import spelled
 from fuseq.program import PassRecord, Program
 from fuseq.source_lines import raising_line
 
@@ -82,15 +82,7 @@ class Pass(ABC):
 
     def spelled(self) -> str:
         """Name and the options that differ from their defaults: `fuse-affine{cost=macs}`."""
-        fields: tuple[dataclasses.Field[Any], ...] = ()
-        if dataclasses.is_dataclass(self):
-            fields = dataclasses.fields(self)
-        changed = [
-            f"{f.name}={getattr(self, f.name)}"
-            for f in fields
-            if f.repr and getattr(self, f.name) != f.default
-        ]
-        return self.name + (f"{{{','.join(changed)}}}" if changed else "")
+        return spelled(self)
 
 
 @dataclass(frozen=True)

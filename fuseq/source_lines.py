@@ -14,6 +14,7 @@ from fuseq.program import SourceLocation
 
 _TORCH = Path(torch.__file__).parent
 _LIBRARIES = [f"{folder}/" for folder in (_TORCH, _TORCH.parent / "sympy", Path(__file__).parent)]
+_EXAMPLES = str(Path(__file__).parent / "testing" / "networks.py")  # written as users write theirs
 _STANDARD = sysconfig.get_path("stdlib") + "/"
 _INSTALLED = sysconfig.get_path("purelib") + "/"
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)[^\n]*\n\s*(?P<code>[^\n]*)')
@@ -38,4 +39,4 @@ def raising_line(error: BaseException) -> SourceLocation | None:
 
 def _is_users(file: str) -> bool:
     standard = file.startswith(_STANDARD) and not file.startswith(_INSTALLED)
-    return not (standard or file.startswith(("<", *_LIBRARIES)))
+    return file == _EXAMPLES or not (standard or file.startswith(("<", *_LIBRARIES)))

@@ -131,6 +131,11 @@ def run_command(command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) 
         launch = [sys.executable, "-m", "torch.distributed.run", *arguments]
         done = subprocess.run(launch, cwd=workplace, check=True, stdout=subprocess.PIPE, text=True)
         return done.stdout
+    if program == "pytest":
+        tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+        return subprocess.run(
+            tests, cwd=workplace, check=True, capture_output=True, text=True
+        ).stdout
     assert program == "fuseq", command
     printed = CliRunner().invoke(app, arguments).output
     # One line for each stage is progress, not the result.
@@ -171,7 +176,7 @@ def test_commands_are_real(page: str, command: str):
         # Reads the options and arguments without running the command.
         group.commands[arguments[0]].make_context(arguments[0], arguments[1:])
     else:
-        assert program in ("pip", "torchrun")
+        assert program in ("pip", "pytest", "torchrun")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

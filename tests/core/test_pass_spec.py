@@ -8,7 +8,7 @@ import pytest
 import fuseq
 from fuseq import plugins
 from fuseq.errors import FuseqError
-from fuseq.pass_spec import parse_backend, parse_passes
+from fuseq.pass_spec import parse_as, parse_backend, parse_passes
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,16 @@ def test_options_take_their_fields_types(options, expected):
 
 @pytest.mark.parametrize(
     "step",
-    [Sample(level=2, rate=0.25, on=True), Sample(nodes=("a", "b"), size=(1, 2)), Sample(kind="y")],
+    [
+        Sample(level=2, rate=0.25, on=True),
+        Sample(nodes=("a", "b"), size=(1, 2)),
+        Sample(kind="y"),
+        *(Sample(label=label) for label in ("a, {b}", "3", "true", "two words", "it's", "")),
+    ],
 )
 def test_spelling_comes_back(step):
     assert parse_passes(step.spelled()) == [step]
+    assert parse_as("passes", Sample, step.spelled()) == step
 
 
 @pytest.mark.parametrize(
