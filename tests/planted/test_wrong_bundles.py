@@ -1,4 +1,4 @@
-"""Bundles with a wrong file: `fuseq.check` names the node and its line, without the model's code."""
+"""Bundles with a wrong file: `fuseq.check` names node and line, without the model's code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from ai_edge_litert import schema_py_generated as schema
 from onnx import numpy_helper
 
@@ -22,7 +21,6 @@ from fuseq.bundle import MANIFEST, Bundle, read_bundle, sha256
 from fuseq.target import load_target
 
 MODEL = """
-import torch
 from torch import nn
 
 
