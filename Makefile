@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 JOBS ?= 2
 SEED ?= 0
 
-.PHONY: demo test lint types walls tests fuzz parity zoo htp clean
+.PHONY: demo test lint types walls tests fuzz faults parity zoo htp clean
 .DEFAULT_GOAL := test
 
 # torch first and by itself: the packages built against it then find the pinned version in place.
@@ -42,6 +42,10 @@ tests: $(READY)
 # Ten thousand random graphs, fused and compared: for the night. SEED gives others.
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.campaign --graphs 10000 --jobs $(JOBS) --seed $(SEED)
+
+# Hundreds of faults planted in the files of ten networks, and a thousand clean checks.
+faults: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.campaign --jobs $(JOBS) --seed $(SEED)
 
 # Thirty networks trained in integers, and ten million outputs compared with the runtime's.
 parity: $(READY)
