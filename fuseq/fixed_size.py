@@ -17,7 +17,6 @@ from fuseq.errors import FuseqError
 from fuseq.program import Program, unused_name
 from fuseq.quiet import quiet_torch
 from fuseq.shapes import FakeRun, propagate
-from fuseq.verify import takes
 
 FIXED = "sizes are fixed to those of the example inputs"
 
@@ -34,20 +33,31 @@ def at_size(program: Program, example_inputs: tuple[Tensor, ...] | None = None) 
     """
     fixed = program.clone()
     if example_inputs is not None:
-        shapes = [x.shape for x in example_inputs]
-        if len(shapes) != len(program.example_inputs) or not takes(program, shapes):
-            sizes = ", ".join("x".join(map(str, shape)) for shape in shapes)
-            raise FuseqError(
-                "FQ005",
-                f"the program does not take inputs of {sizes}",
-                fix="capture or prepare the model at this size",
-            )
         fixed.example_inputs = example_inputs
+        _require_fit(fixed, len(program.example_inputs))
     origin = program.origin
     fixed.origin = replace(origin, dynamic=(), notes=(*dict.fromkeys((*origin.notes, FIXED)),))
     fold_sizes(fixed)
     propagate(fixed)
     return fixed
+
+
+def _require_fit(program: Program, count: int) -> None:
+    """Raise FQ005 where a program does not run at its example inputs, of which it takes `count`."""
+    try:
+        if len(program.example_inputs) == count:
+            propagate(program)
+            return
+        cause = None
+    except FuseqError as error:
+        cause = error
+    sizes = ", ".join("x".join(map(str, x.shape)) for x in program.example_inputs)
+    raise FuseqError(
+        "FQ005",
+        f"the program does not take inputs of {sizes}",
+        why=cause.what if cause else None,
+        fix="capture or prepare the model at this size",
+    ) from cause
 
 
 def fold_sizes(program: Program) -> None:

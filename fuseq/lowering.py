@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,18 @@ from fuseq.api import Progress, captured, run_passes
 from fuseq.arguments import ExampleInputs, as_tuple
 from fuseq.backend import Backend
 from fuseq.bundle import Bundle, require_writable, staged, write_manifest
+from fuseq.equivalence.bundles import golden_check
 from fuseq.equivalence.lowered import check_lowered
 from fuseq.equivalence.result import CheckResult
+from fuseq.equivalence.sides import side_of
 from fuseq.errors import FuseqError
 from fuseq.fixed_size import at_size
+from fuseq.large_images import for_any_image
 from fuseq.lineage import lineage_of, write_lineage
 from fuseq.manifest import (
     PROGRAM,
+    describe_calibration,
+    describe_checks,
     describe_lowering,
     write_golden,
     write_lowered,
@@ -85,11 +93,8 @@ def lower(
         from fuseq.qat.model import shipped
 
         model = shipped(model)
-    start = captured(model, example_inputs, progress=progress, dynamic=not target.fixed_size)
+    start, frame = _start(model, example_inputs, target, progress)
     _require_target(start, target)
-    if target.fixed_size and start.origin.dynamic:
-        inputs = None if example_inputs is None else as_tuple(start.origin.module, example_inputs)
-        start = at_size(start, inputs)
     steps = _steps(target, passes, observer, data)
     if start.quantization is not None:
         steps = []
@@ -105,10 +110,11 @@ def lower(
     target.require_lowerable(program)  # before calibration takes its time
     program = run_passes(steps[len(before_data) :], program, progress)
     target.require_lowerable(program)
+    written = program if frame is None else at_size(program, frame)
     if progress:
         progress("lower", 0)
     with staged(out, force) as stage:
-        artifacts = target.lower(program, stage)
+        artifacts = target.lower(written, stage)
         kinds = {artifact.path: artifact.kind for artifact in artifacts}
         files = {artifact.kind: stage / artifact.path for artifact in artifacts}
         result: CheckResult | None = None
@@ -118,23 +124,82 @@ def lower(
                 progress("check", 0)
             if "int8" in files:
                 float_ops = target.runner(files["int8"]).float_ops()
-            result = check_lowered(
-                start, program, before_data, target, files, _probes(program, data), evaluate
-            )
-        write_golden(program, stage / "golden.npz")
+            with _checked_files(target, program, files, frame is None) as checked:
+                result = check_lowered(
+                    start, program, before_data, target, checked, _probes(program, data), evaluate
+                )
+            if "int8" in files:
+                result = result.with_more(target.checks(written, stage))
+        rounded = write_golden(written, stage / "golden.npz")
         kinds["golden.npz"] = "golden"
-        note = write_lowered(program, stage / PROGRAM)
+        note = write_lowered(written, stage / PROGRAM)
         kinds |= {} if note else {PROGRAM: "program"}
         if data is not None:
             write_sample(program, data, stage / "sample.npz")
             kinds["sample.npz"] = "sample"
-        write_lineage(lineage_of(start, program), stage / "lineage.json")
+        before = start if frame is None else at_size(start, frame)
+        write_lineage(lineage_of(before, written), stage / "lineage.json")
         kinds["lineage.json"] = "lineage"
-        content = describe_lowering(start, program, data, result, float_ops, target)
+        content = describe_lowering(
+            before,
+            written,
+            None if data is None else describe_calibration(program, data),
+            result,
+            float_ops,
+            target,
+            rounded,
+        )
         content["backend"] = target.name
         content["notes"] += [note] if note else []
         manifest = write_manifest(stage, kinds, content)
-    return Bundle(out, manifest, result, program)
+        if result and frame is not None:
+            once = golden_check(Bundle(stage, manifest), side_of(files.get("int8", files["float"])))
+            once = replace(once, pair="golden outputs <-> files at their own size")
+            result = result.with_more([(once, None)])
+            manifest = write_manifest(stage, kinds, {**content, "checks": describe_checks(result)})
+    return Bundle(out, manifest, result, written)
+
+
+def _start(
+    model: nn.Module | Program,
+    example_inputs: ExampleInputs | None,
+    target: Backend,
+    progress: Progress | None,
+) -> tuple[Program, tuple[Tensor, ...] | None]:
+    """The program to run passes on, and the inputs that it is written for if those are larger.
+
+    Files of one size are written from a program of one size. Where images are large and the program
+    is the same at any size, it gets that size last: what is proved, calibrated and checked before
+    takes small ones.
+    """
+    module = model.origin.module if isinstance(model, Program) else model
+    given = model.example_inputs if isinstance(model, Program) else None
+    inputs = given if example_inputs is None else example_inputs
+    if not target.fixed_size or inputs is None:
+        return captured(model, inputs, progress=progress), None
+    if progress and module is model:
+        progress("capture", 0)
+    frame = as_tuple(module, inputs)
+    start = for_any_image(model, frame)
+    if start is not None:
+        return start, frame
+    start = captured(model, frame, dynamic=False)
+    return at_size(start, frame) if start.origin.dynamic else start, None
+
+
+@contextlib.contextmanager
+def _checked_files(
+    target: Backend, program: Program, files: Mapping[str, Path], fitting: bool
+) -> Iterator[Mapping[str, Path]]:
+    """Files of a program that take its inputs, by kind: those given, or others like them."""
+    if fitting:
+        yield files
+        return
+    if target.known_chips:
+        target = replace(target, chips=())  # type: ignore[type-var]
+    with tempfile.TemporaryDirectory(prefix="fuseq.small.") as place:
+        artifacts = target.lower(at_size(program), Path(place))
+        yield {artifact.kind: Path(place) / artifact.path for artifact in artifacts}
 
 
 def _require_target(program: Program, target: Backend) -> None:

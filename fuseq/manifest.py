@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +33,22 @@ PROGRAM = "program.safetensors"
 def describe_lowering(
     captured: Program,
     program: Program,
-    calibration: Iterable[Any] | None,
+    calibration: Mapping[str, Any] | None,
     result: CheckResult | None,
     runtime_float_ops: Mapping[str, int] | None,
     target: Backend,
+    rounded: Collection[str],
 ) -> dict[str, Any]:
     """How a program came about, as the manifest tells it.
 
     Args:
         captured: before any pass.
         program: what was lowered.
-        calibration: the data, read once more.
+        calibration: the data, as `describe_calibration` does; None without.
         result: of the checks, if they ran.
         runtime_float_ops: ops that the runtime computes in float, with their number, if known.
         target: the backend that wrote the files.
+        rounded: names of the program's values that were rounded from floats.
     """
     islands = [
         name
@@ -60,16 +62,20 @@ def describe_lowering(
         "notes": list(program.origin.notes),
         "warnings": fusion_warnings(captured, program),
         "passes": [{"name": r.name, "rewrites": r.rewrites} for r in program.history],
-        "calibration": None if calibration is None else describe_calibration(program, calibration),
+        "calibration": calibration,
         "inputs": _interface(program, program.inputs(), program.input_names, target),
-        "outputs": _outputs(program, target),
+        "outputs": _outputs(program, target, rounded),
         "float_islands": islands,
         "runtime_float_ops": None if runtime_float_ops is None else dict(runtime_float_ops),
-        "checks": [
-            {"id": c.id, "pair": c.pair, "class": c.kind, "passed": c.passed}
-            for c in (result.checks if result else ())
-        ],
+        "checks": describe_checks(result) if result else [],
     }
+
+
+def describe_checks(result: CheckResult) -> list[dict[str, Any]]:
+    """What was held, without the figures, which machines round differently."""
+    return [
+        {"id": c.id, "pair": c.pair, "class": c.kind, "passed": c.passed} for c in result.checks
+    ]
 
 
 def describe_calibration(program: Program, calibration: Iterable[Any]) -> dict[str, Any]:
@@ -88,17 +94,26 @@ def describe_calibration(program: Program, calibration: Iterable[Any]) -> dict[s
     }
 
 
-def write_golden(program: Program, file: Path) -> None:
+def write_golden(program: Program, file: Path) -> frozenset[str]:
     """Inputs and what the program makes of them, for checks without the model.
 
     The example inputs, or smaller ones of their kind where those are large frames.
+
+    Returns:
+        Names of values that were rounded from floats, which machines do differently.
     """
     inputs = sizes(program)[0]
-    with torch.no_grad():
-        outputs = pytree.tree_leaves(program(*inputs))
+    rounded: frozenset[str] = frozenset()
+    if program.quantization is None:
+        with torch.no_grad():
+            outputs = pytree.tree_leaves(program(*inputs))
+    else:
+        execution = execute(program, inputs, intermediates=False)
+        outputs, rounded = pytree.tree_leaves(execution.result), execution.rounded
     arrays = {f"input.{n}": x for n, x in zip(program.input_names, inputs, strict=True)}
     arrays |= {f"output.{n}": y for n, y in zip(program.output_names, outputs, strict=True)}
     np.savez_compressed(file, **{name: tensor.numpy() for name, tensor in arrays.items()})  # type: ignore[arg-type]
+    return rounded
 
 
 def write_lowered(program: Program, file: Path) -> str:
@@ -139,25 +154,17 @@ def _middle(image: Tensor, side: int) -> Tensor:
     return image
 
 
-def _outputs(program: Program, target: Backend) -> list[dict[str, Any]]:
+def _outputs(program: Program, target: Backend, rounded: Collection[str]) -> list[dict[str, Any]]:
     """Outputs; `rounded` says whether their integers depend on how a machine rounds floats."""
     described = _interface(program, program.outputs(), program.output_names, target)
-    rounded = _rounded(program)
-    for node, entry in zip(program.outputs(), described, strict=True):
-        if "grid" in entry:
-            entry["rounded"] = node.name in rounded
-    return described
-
-
-def _rounded(program: Program) -> set[str]:
-    """Names of values that were rounded from floats, or come from one that was."""
-    if program.quantization is None:
-        return set()
-    found = set(execute(program, sizes(program)[0], intermediates=False).rounded)
-    for node in program.graph.nodes:
+    found = set(rounded)
+    for node in program.graph.nodes:  # and what comes from such a value
         if any(source.name in found for source in node.all_input_nodes):
             found.add(node.name)
-    return found
+    for node, entry in zip(program.outputs(), described, strict=True):
+        if "grid" in entry:
+            entry["rounded"] = node.name in found
+    return described
 
 
 def _interface(

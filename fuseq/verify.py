@@ -111,7 +111,7 @@ def probe_inputs(program: Program, seed: int = 0) -> list[tuple[Tensor, ...]]:
         odd = changed(lambda n, d: min(n, 64) + 32 + 3 * d)
         candidates = [cut, odd, captured, changed(lambda n, d: n + 32 * (d - 1))]
     generator = torch.Generator().manual_seed(seed)
-    runnable = (shapes for shapes in candidates if shapes is captured or takes(program, shapes))
+    runnable = (shapes for shapes in candidates if takes(program, shapes))
     return [
         tuple(
             torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -124,7 +124,9 @@ def probe_inputs(program: Program, seed: int = 0) -> list[tuple[Tensor, ...]]:
 
 
 def takes(program: Program, shapes: Sequence[Sequence[int]]) -> bool:
-    """Whether a program runs at these input shapes; asked by running it on noise."""
+    """Whether a program runs at these input shapes: at its own it does, at others it is tried."""
+    if [tuple(shape) for shape in shapes] == [tuple(x.shape) for x in program.example_inputs]:
+        return True
     generator = torch.Generator().manual_seed(0)
     inputs = tuple(
         torch.randn(shape, generator=generator).to(x.dtype)

@@ -63,7 +63,7 @@ def check_bundle(
     if file is None or bundle.file("golden") is None:
         raise FuseqError("FQ013", f"bundle '{bundle.path}' lists no file to run", fix="lower again")
     side = side_of(file)
-    checks = [*_changed(bundle), replace(_golden(bundle, side), candidate=side.name)]
+    checks = [*_changed(bundle), replace(golden_check(bundle, side), candidate=side.name)]
     program = bundle.lowered_program()
     if program is not None:
         batches = batches_for([side], inputs, samples, seed)
@@ -149,8 +149,13 @@ def _chips(bundle: Bundle, backend: Backend, program: Program) -> list[Check]:
     return [replace(each, candidate=bundle.path.name, divergence=wrong) for each, wrong in found]
 
 
-def _golden(bundle: Bundle, side: Side) -> Check:
-    """A bundle's file on this machine's runtime, against the outputs recorded when it was made."""
+def golden_check(bundle: Bundle, side: Side) -> Check:
+    """A bundle's file on this machine's runtime, against the outputs recorded when it was made.
+
+    Args:
+        bundle: with its recorded outputs.
+        side: of its int8 file, or of its float file where that is all it has.
+    """
     golden = bundle.file("golden")
     assert golden is not None
     stored = np.load(golden)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from fuseq.errors import FuseqError
@@ -97,6 +97,15 @@ class CheckResult:
     def passed(self) -> bool:
         """Whether something was compared and everything held."""
         return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def with_more(self, found: Iterable[tuple[Check, Divergence | None]]) -> CheckResult:
+        """This result with further checks at its end, each with where it starts to differ."""
+        found = list(found)
+        known = (self.first_divergence, *(first for _, first in found))
+        checks = (*self.checks, *(check for check, _ in found))
+        return replace(
+            self, checks=checks, first_divergence=next((first for first in known if first), None)
+        )
 
     def raise_for_status(self) -> None:
         """Raise FQ009 if nothing was compared, FQ302 if a check failed."""
