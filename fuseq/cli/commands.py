@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import fuseq
-from fuseq.cli import file_commands, model_commands, registry_commands
+from fuseq.cli import file_commands, model_commands, project_commands, registry_commands
 
 app = typer.Typer(
     help="From a trained PyTorch CNN to the INT8 file that ships, with every step proved.",
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (model_commands, file_commands, registry_commands):
+for group in (model_commands, file_commands, registry_commands, project_commands):
     app.add_typer(group.app)
 
 
