@@ -51,6 +51,17 @@ class Bundle:
     result: CheckResult | None = None
     program: Program | None = None
 
+    def __repr__(self) -> str:
+        """One line: its place, its files, and what its checks came to."""
+        from fuseq.display import bundle_line
+
+        return bundle_line(self)
+
+    def _repr_html_(self) -> str:
+        from fuseq.display import bundle_html
+
+        return bundle_html(self)
+
     def file(self, kind: str) -> Path | None:
         """The file of a kind ("int8", "float", "golden", "program", "lineage"...), or None."""
         paths = (self.path / f["path"] for f in self.manifest["files"] if f["kind"] == kind)

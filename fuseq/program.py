@@ -141,6 +141,17 @@ class Program:
 
         return execute(self, inputs, intermediates=False).result
 
+    def __repr__(self) -> str:
+        """One line: the model's name, its operations, its form."""
+        from fuseq.display import program_line
+
+        return program_line(self)
+
+    def _repr_html_(self) -> str:
+        from fuseq.display import program_html
+
+        return program_html(self)
+
     def clone(self) -> Program:
         """A program with its own graph, weights and metadata; the origin stays shared."""
         return copy.deepcopy(self)

@@ -93,6 +93,17 @@ class CheckResult:
     first_divergence: Divergence | None = None
     layers: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """One line: how many checks passed, or where it starts to be wrong."""
+        from fuseq.display import result_line
+
+        return result_line(self)
+
+    def _repr_html_(self) -> str:
+        from fuseq.display import result_html
+
+        return result_html(self)
+
     @property
     def passed(self) -> bool:
         """Whether something was compared and everything held."""
