@@ -6,6 +6,8 @@ mended input. A bug of ours is not a `FuseqError`: it keeps its traceback.
 
 from __future__ import annotations
 
+import unicodedata
+
 USAGE, REFUSED, GATE_FAILED, TOOL_MISSING = 2, 3, 1, 4
 
 CODES: dict[str, tuple[str, int]] = {
@@ -59,6 +61,11 @@ def first_line(error: BaseException) -> str:
     except Exception:  # the user's own, whose __str__ fails
         said = ""
     return (said or type(error).__name__).splitlines()[0]
+
+
+def one_line(text: str) -> str:
+    """Text of a model in one line: a control character could start a line of its own."""
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
 
 
 class FuseqError(Exception):

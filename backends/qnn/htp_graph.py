@@ -99,15 +99,20 @@ def require_integer_graph(file: Path) -> HtpGraph:
     return graph
 
 
+def chip_number(context: onnx.ModelProto) -> str:
+    """Number of the chip that a context names, or the empty string."""
+    notes = {entry.key: entry.value for entry in context.metadata_props}
+    fields = notes.get(_COMPATIBILITY, "").split(":")
+    return fields[_CHIP_FIELD] if len(fields) > _CHIP_FIELD else ""
+
+
 def require_made_for(chip: Chip, context: Path) -> None:
     """Compare the chip that a context names with the one asked for.
 
     Raises:
         FuseqError: FQ304 if it is another, or none.
     """
-    notes = {entry.key: entry.value for entry in onnx.load(str(context)).metadata_props}
-    fields = notes.get(_COMPATIBILITY, "").split(":")
-    named = fields[_CHIP_FIELD] if len(fields) > _CHIP_FIELD else ""
+    named = chip_number(onnx.load(str(context)))
     if named != str(chip.soc_model):
         raise FuseqError(
             "FQ304",

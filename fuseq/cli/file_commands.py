@@ -16,23 +16,66 @@ app = typer.Typer()
 @app.command("check")
 def check(
     *,
-    reference: Annotated[
-        str, typer.Argument(metavar="TARGET", help="A target, an .onnx file or a bundle.")
+    sides: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[REF [CANDIDATE]...]",
+            help="Targets, .onnx, .tflite or .bin files, or bundles. A bundle alone is checked in "
+            "itself; without any, the checks of fuseq.check.toml.",
+            default_factory=list,
+            show_default=False,
+        ),
     ],
-    candidate: Annotated[
-        str | None, typer.Argument(help="The same; none for a bundle, which is checked in itself.")
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", metavar="FILE", help="A thresholds file.")
     ] = None,
     inputs: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .npz with one array for each input.")
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="A .npz file, a folder of images, or natural, range, edges, constant. "
+            "[default: recorded ones]",
+        ),
     ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Number of generated batches, or of images.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of generated inputs.")] = None,
+    layout: Annotated[
+        list[str],
+        typer.Option(
+            metavar="[FILE=]LAYOUT",
+            help="nhwc or nchw: how images lie in a file that does not say it.",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
     max_rel: Annotated[
         float | None, typer.Option(min=0.0, help="Gate of float against float.")
     ] = None,
     min_sqnr_db: Annotated[
         float | None, typer.Option(help="Gate of float against int8; without it only shown.")
     ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Show how each value fares, worst first.")
+    ] = False,
     bisect: Annotated[
         bool, typer.Option("--bisect", help="Name the first node that differs.")
+    ] = False,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write JUnit XML.", dir_okay=False)
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page of Markdown.", dir_okay=False)
+    ] = None,
+    github: Annotated[
+        bool, typer.Option("--github", help="Annotate the run on GitHub, and add to its summary.")
+    ] = False,
+    update: Annotated[
+        bool, typer.Option("--update", help="Write what was measured into the thresholds file.")
+    ] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Artifacts only, on recorded inputs: for a commit hook.")
     ] = False,
     weights: Weights = None,
     arg: Arguments,
@@ -41,19 +84,27 @@ def check(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare two models, files or bundles on the same inputs."""
+    """Compare models, files or bundles on the same inputs."""
 
     def work() -> Result:
-        from fuseq.cli import models
+        from fuseq.cli import checks
 
-        return models.check(
-            models.Source(reference, tuple(arg), tuple(input), weights),
-            candidate,
-            inputs=inputs,
-            gates={"max_rel": max_rel, "sqnr_db": min_sqnr_db},
-            bisect=bisect,
-            quiet=quiet,
-        )
+        options = {
+            "inputs": inputs,
+            "samples": samples,
+            "seed": seed,
+            "max_rel": max_rel,
+            "sqnr_db": min_sqnr_db,
+            "layout": layout,
+            "arg": arg,
+            "input": input,
+            "weights": weights,
+        }
+        given = {name: value for name, value in options.items() if value not in (None, [])}
+        requests = checks.requests_of(file, sides, given, fast)
+        thresholds = checks.thresholds_file(file, sides) if update else None
+        reports = checks.Reports(junit, markdown, github, thresholds)
+        return checks.check(requests, reports, layers=layers, bisect=bisect, quiet=quiet)
 
     answer("check", work, as_json=json, debug=debug)
 

@@ -1,8 +1,7 @@
-"""The commands that run a model: lower, fuse, check."""
+"""The commands that run a model: lower, fuse."""
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 import time
@@ -12,21 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 
 import fuseq
 from fuseq.affine.prove import Certificate
 from fuseq.affine.refusal import Refusal
-from fuseq.api import Progress
 from fuseq.backend import Backend
-from fuseq.bundle import MANIFEST, Bundle, require_writable
-from fuseq.calibration import CalibrationSource, load_calibration, read_arrays
+from fuseq.bundle import Bundle, require_writable
+from fuseq.calibration import CalibrationSource, load_calibration
+from fuseq.cli.check_tables import checks_table, verdict
 from fuseq.cli.explanation import explanation
 from fuseq.cli.progress import progress
 from fuseq.cli.streams import Result, message
 from fuseq.cli.tables import large, table
-from fuseq.equivalence.limits import Limits
-from fuseq.equivalence.result import CheckResult
 from fuseq.errors import FuseqError
 from fuseq.pass_spec import parse_backend, parse_passes
 from fuseq.target import Target, load_target, parse_arguments
@@ -160,8 +156,8 @@ def lowered(
         message(f"note: `{island}` stays float")
     if data and data.synthetic:
         message("note: calibrated on random numbers; the bundle is stamped synthetic")
-    message(_checks(bundle.result))
-    message(_verdict(bundle.result))
+    message(checks_table(bundle.result))
+    message(verdict(bundle.result))
     return Result(document, str(bundle.path), bundle.result.passed)
 
 
@@ -188,47 +184,6 @@ def fuse(source: Source, *, passes: str | None, explain: bool, quiet: bool) -> R
     return Result(program.report, Group(*shown))
 
 
-def check(
-    source: Source,
-    candidate: str | None,
-    *,
-    inputs: Path | None,
-    gates: Mapping[str, float | None],
-    bisect: bool,
-    quiet: bool,
-) -> Result:
-    """`fuseq check`; gates that are None keep the default of `fuseq.check`."""
-    with progress(quiet, {}) as report:
-        reference = _side(source, report)
-        other = _side(replace(source, target=candidate), report) if candidate else None
-        report("compare", 0)
-        result = fuseq.check(
-            reference,
-            other,
-            [tuple(read_arrays(inputs).values())] if inputs else None,
-            limits=Limits(max_rel=gates["max_rel"], sqnr_db=gates["sqnr_db"]),
-        )
-    if not result.checks:
-        result.raise_for_status()
-    message(_verdict(result))
-    if bisect:
-        first = result.first_divergence
-        named = f"`{first.node}` {first.source}" if first else "none among the values both show"
-        message(f"first difference: {named}")
-    return Result(result.to_json(), _checks(result), result.passed)
-
-
-def _side(source: Source, report: Progress) -> Any:
-    """What `fuseq.check` compares: a path of a file or bundle, or a model as a program."""
-    path = Path(source.target)
-    if os.path.isfile(path / MANIFEST) or (os.path.exists(path) and path.suffix != ".py"):
-        return path
-    report("load", 0)
-    target = source.load()
-    report("capture", 0)
-    return fuseq.capture(target.model, target.example_inputs)
-
-
 def show_warnings(warnings: Iterable[Mapping[str, Any]]) -> None:
     """Print what looks wrong with the model, beside the result."""
     for found in warnings:
@@ -240,33 +195,6 @@ def _peak_memory() -> float:
     """Largest resident size of this process in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def _checks(result: CheckResult) -> Table:
-    """One row per check, and one per metric below it."""
-    shown = table("check", "measured", "", "limit", "")
-    for item in result.checks:
-        mark = "reported" if not item.gate else "passed" if item.passed else "FAILED"
-        shown.add_row(item.id, item.pair, "", "", mark, end_section=False)
-        for name, value in item.metrics.items():
-            limit = next((v for k, v in item.gate.items() if k.startswith(name)), None)
-            shown.add_row("", f"  {name}", _number(value), "" if limit is None else _number(limit))
-        if item.note:
-            shown.add_row("", f"  note: {item.note}")
-    return shown
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _verdict(result: CheckResult) -> str:
-    """The error of the first failed check with the first wrong node, or that all hold."""
-    try:
-        result.raise_for_status()
-    except FuseqError as error:
-        return error.render()
-    return f"{len(result.checks)} checks, no limit broken"
 
 
 def _counts(report: Mapping[str, Any]) -> list[RenderableType]:

@@ -128,6 +128,11 @@ def message(text: RenderableType) -> None:
     _print(text, sys.stderr)
 
 
+def message_line(line: str) -> None:
+    """Print one line for a machine to read, on stderr, as it is."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def _print(text: RenderableType, file: TextIO) -> None:
     from rich.console import Console
 

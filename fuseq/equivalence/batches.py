@@ -62,7 +62,7 @@ def batches_for(
     if inputs is None and recorded:
         return [recorded]
     stated = [side for side in sides if side.shapes]
-    shapes = next((s.shapes for s in stated if not s.unstated), stated[0].shapes if stated else ())
+    shapes = next((s.shapes for s in stated if not s.layout), stated[0].shapes if stated else ())
     if not shapes:
         raise FuseqError("FQ009", "neither side says what its inputs are", fix="--inputs FILE.npz")
     sizes = [x.shape for x in recorded] or [

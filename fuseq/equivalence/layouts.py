@@ -43,9 +43,9 @@ def arranged(side: Side, batch: Sequence[np.ndarray], layouts: Mapping[str, str]
     Raises:
         FuseqError: FQ012 where the shapes fit both ways and nobody says which is meant.
     """
-    if not side.unstated:
+    if not side.layout:
         return side
-    said = layouts.get(side.name, layouts.get(""))
+    said = side.layout if side.layout in LAYOUTS else layouts.get(side.name, layouts.get(""))
     if said is None:
         ways = [name for name, layout in LAYOUTS.items() if _fits(side, batch, layout)]
         if len(ways) > 1:
@@ -58,7 +58,7 @@ def arranged(side: Side, batch: Sequence[np.ndarray], layouts: Mapping[str, str]
         said = ways[0] if ways else "nchw"  # what does not fit at all is refused with its shapes
     layout = LAYOUTS[said]
     if not layout.channels_last:
-        return replace(side, unstated=False)
+        return replace(side, layout="")
 
     def turned(run: Callable[..., Any]) -> Callable[..., Any]:
         def inner(*arrays: np.ndarray) -> Any:
@@ -77,7 +77,7 @@ def arranged(side: Side, batch: Sequence[np.ndarray], layouts: Mapping[str, str]
         reals=turned(side.reals),
         shapes=tuple(layout.shape(shape) for shape in side.shapes),
         note="; ".join(text for text in (note, side.note) if text),
-        unstated=False,
+        layout="",
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
-from fuseq.errors import FuseqError
+from fuseq.errors import FuseqError, one_line
 from fuseq.plugins import did_you_mean
 
 Limit: TypeAlias = float | Mapping[str, float] | None
@@ -63,7 +63,7 @@ class Limits:
                     raise FuseqError(
                         "FQ012",
                         f"`{name}` has a limit of '{output}', which is no output",
-                        why=f"outputs are {', '.join(outputs)}",
+                        why=one_line(f"outputs are {', '.join(outputs)}"),
                         fix=did_you_mean(output, outputs) or "name one of them",
                     )
 

@@ -37,6 +37,7 @@ def check(
     limits: Limits | None = None,
     layouts: Mapping[str, str] | None = None,
     layers: bool = False,
+    bisect: bool = False,
     samples: int = 4,
     seed: int = 0,
     evaluate: Evaluate | None = None,
@@ -61,6 +62,7 @@ def check(
         layouts: "nhwc" or "nchw" by name of a file that does not say how its images lie; "" for
             every such file.
         layers: tell of every value that both sides show how it fares.
+        bisect: name the node that loses most also where a fidelity check passes.
         samples: number of generated batches, or of images read.
         seed: of generated sets.
         evaluate: the user's metric, for `limits.metric_drop`; called with a function from array to
@@ -86,7 +88,7 @@ def check(
         prefix = f"{other.name}:" if several else ""
         checks += [
             replace(found, id=prefix + found.id, candidate=other.name)
-            for found in pair.checks(evaluate)
+            for found in pair.checks(evaluate, bisect)
         ]
         if layers:
             tables[other.name] = tuple(layer_table(pair.a, pair.b, batches, ran))
@@ -108,7 +110,7 @@ class _Pair:
         self.pair = f"{a.name} <-> {b.name}"
         self.note = "; ".join(dict.fromkeys(n for n in (self.a.note, self.b.note) if n))
 
-    def checks(self, evaluate: Evaluate | None) -> list[Check]:
+    def checks(self, evaluate: Evaluate | None, bisect: bool) -> list[Check]:
         given = self.limits != Limits()
         programs = [side for side in (self.a, self.b) if side.program and side.integers]
         if self.a.integers and self.b.integers and len(programs) == 1 and not given:
@@ -137,10 +139,12 @@ class _Pair:
                     bounds = self._bounds(expected)
                 checks.append(self._output(kind, name, position, len(names), pair, bounds or []))
         checks += self._metrics(evaluate)
-        if all(found.passed for found in checks):
+        wanted = [c for c in checks if not c.passed or (bisect and c.kind == "fidelity")]
+        if not wanted:
             return checks
-        wrong = first_wrong(self.a, self.b, self.batches[0], ran)
-        return [c if c.passed else replace(c, divergence=wrong) for c in checks]
+        each = (first_wrong(self.a, self.b, batch, ran) for batch in self.batches)
+        wrong = next((found for found in each if found), None)
+        return [replace(c, divergence=wrong) if c in wanted else c for c in checks]
 
     def _op_by_op(self, side: Side, other: Side) -> list[Check]:
         """Integers of a file against those of a program; none if they have no value in common."""

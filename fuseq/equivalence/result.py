@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from fuseq.errors import FuseqError
+from fuseq.errors import FuseqError, one_line
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ class CheckResult:
             first = self.first_divergence
             raise FuseqError(
                 "FQ302",
-                f"{len(failed)} of {len(self.checks)} checks failed, first '{failed[0].id}' "
-                f"({failed[0].pair})",
-                where=f"`{first.node}` ({first.source})" if first else None,
+                f"{len(failed)} of {len(self.checks)} checks failed, "
+                + one_line(f"first '{failed[0].id}' ({failed[0].pair})"),
+                where=one_line(f"`{first.node}` ({first.source})") if first else None,
                 why=f"measured {dict(failed[0].metrics)}, allowed {dict(failed[0].gate)}",
                 fix="start at the node named; fuseq inspect --graph shows what surrounds it"
                 if first

@@ -51,7 +51,8 @@ class Side:
         note: host remark of its runner.
         program: what runs, of a side that is a program.
         lowered: what a file was lowered from, where its bundle has that.
-        unstated: whether nothing says how the images of a file lie.
+        layout: "nhwc" or "nchw" if a file takes its images as they lie and a manifest says how, "?"
+            if nothing says how; else empty: it takes them channels first.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Side:
     note: str = ""
     program: Program | None = None
     lowered: Program | None = None
-    unstated: bool = False
+    layout: str = ""
 
     @property
     def knowledge(self) -> Program | None:
@@ -225,7 +226,9 @@ def _side_in_bundle(bundle: Bundle, file: Path) -> Side:
     lowered = bundle.lowered_program()
     if lowered and not runner.quantized:
         lowered = float_form(lowered)
-    return replace(side, outputs=names, golden=inputs, note=note, lowered=lowered, unstated=False)
+    images = {entry["layout"].lower() for entry in manifest["inputs"] if entry.get("layout")}
+    layout = images.pop() if side.layout and images else ""
+    return replace(side, outputs=names, golden=inputs, note=note, lowered=lowered, layout=layout)
 
 
 def golden_inputs(bundle: Bundle, golden: Path) -> tuple[np.ndarray, ...]:
@@ -270,7 +273,7 @@ def _running(runner: Runner, name: str, interface: Interface | None = None) -> S
         interface.outputs,
         interface.inputs,
         note=runner.note,
-        unstated=images and not runner.says_layout,
+        layout="?" if images and not runner.says_layout else "",
     )
 
 

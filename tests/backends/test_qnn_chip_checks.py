@@ -24,6 +24,7 @@ from fuseq.backends.qnn.lint import refusals
 from fuseq.backends.qnn.op_steps import op_check
 from fuseq.backends.qnn.tolerances import LARGEST_OF_16_BITS, allowed_steps
 from fuseq.bundle import Bundle
+from fuseq.equivalence.limits import Limits
 from fuseq.errors import FuseqError
 from fuseq.pass_spec import parse_passes
 from fuseq.program import Program
@@ -191,3 +192,20 @@ def test_a_wrong_result_of_the_compiler_is_found_without_the_lint(op: str, tmp_p
     assert first is not None
     assert first.node == op
     assert check.metrics["max_lsb"] > 256
+
+
+@needs_emulator
+def test_a_context_binary_is_compared_with_the_file_it_came_from(tmp_path) -> None:
+    bundle = lowered(tmp_path, nn.ReLU(), "sm8750")
+    binary = bundle.path / "sm8750" / "model_ctx_qnn.bin"
+    limits = Limits(max_lsb=1, within_1lsb=1.0)
+    [near] = fuseq.check(bundle.path, binary, limits=limits).checks
+    assert near.passed
+    assert 0 <= near.metrics["differing"] < near.metrics["total"] / 10
+    [fidelity] = fuseq.check(bundle.file("float"), binary, "natural", samples=1).checks
+    assert fidelity.metrics["sqnr_db"] > 30
+    assert "not verified on a device" in fidelity.note
+    alone = tmp_path / "model_ctx_qnn.bin"
+    alone.write_bytes(binary.read_bytes())
+    with pytest.raises(FuseqError, match="FQ013"):
+        fuseq.check(bundle.path, alone)
