@@ -147,6 +147,8 @@ class Backend(ABC):
         pipeline: passes to run before `lower`, as `--passes` spells them.
         device: what its files are for, in words, where that is not the kind of machine that runs
             `fuseq`; else the empty string.
+        codes: what the codes mean that its refusals begin with, if they have any; `fuseq explain`
+            prints it.
         known_chips: chips that a backend compiles for, with what is known of each; a backend that
             has some takes their names as its option `chips`.
     """
@@ -155,6 +157,7 @@ class Backend(ABC):
     profile: ClassVar[Profile]
     pipeline: ClassVar[str]
     device: ClassVar[str] = ""
+    codes: ClassVar[Mapping[str, str]] = {}
     known_chips: ClassVar[Mapping[str, Mapping[str, str | int]]] = {}
 
     @abstractmethod

@@ -11,6 +11,7 @@ from fuseq.backend import Artifact, Backend, Refusal, Runner, Tool
 from fuseq.backends.qnn.chips import CHIPS, Chip, chip
 from fuseq.backends.qnn.families import family_refusals, profile_for
 from fuseq.backends.qnn.host import require_emulator
+from fuseq.backends.qnn.lint.meanings import MEANINGS
 from fuseq.equivalence.result import Check, Divergence
 from fuseq.program import Program
 from fuseq.quant.grid import Grid
@@ -66,6 +67,9 @@ class QnnBackend(Backend):
         channel_block=16,
     )
 
+    codes: ClassVar[Mapping[str, str]] = {
+        code: f"{found}. It would {would}." for code, (found, would) in MEANINGS.items()
+    }
     known_chips: ClassVar[Mapping[str, Mapping[str, str | int]]] = {
         name: {what: fact for what, fact in asdict(each).items() if what != "name"}
         for name, each in CHIPS.items()

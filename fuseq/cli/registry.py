@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import platform
@@ -13,6 +14,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from fuseq import plugins
+from fuseq.affine.refusal import CODES as REFUSALS
+from fuseq.affine.refusal import FIXES
 from fuseq.cli.streams import Result
 from fuseq.cli.tables import table
 from fuseq.errors import CODES, FuseqError
@@ -124,19 +127,41 @@ def _backend(plugin: plugins.Plugin) -> list[Finding]:
 
 
 def explain(code: str) -> Result:
-    """The section of an error code in the manual.
+    """What a code means: of an error, of why branches stay apart, or of a backend's refusal.
 
     Raises:
         FuseqError: FQ007 for a code that does not exist.
     """
-    code = code.upper()
-    if code not in CODES:
+    if code.upper() in CODES:
+        return _section(code.upper())
+    others = dict(REFUSALS)
+    if code.lower() not in REFUSALS and not code.upper().startswith("FQ"):
+        others |= _codes_of_backends()
+    found = next((known for known in others if known.upper() == code.upper()), None)
+    if found is None:
+        known = [*CODES, *others]
         raise FuseqError(
             "FQ007",
-            f"unknown error code '{code}'",
-            why=f"codes go from {min(CODES)} to {max(CODES)}",
-            fix=plugins.did_you_mean(code, CODES),
+            f"unknown code '{code}'",
+            why=f"errors have {min(CODES)} to {max(CODES)}; fusion and backends have codes of "
+            "their own",
+            fix=plugins.did_you_mean(code.upper(), known) or plugins.did_you_mean(code, known),
         )
+    text = f"{found}: {others[found]}" + (f"\nhelp: {FIXES[found]}" if found in FIXES else "")
+    return Result({"code": found, "text": text}, text)
+
+
+def _codes_of_backends() -> dict[str, str]:
+    """Codes of those backends that can be loaded."""
+    found: dict[str, str] = {}
+    for plugin in plugins.available("backends").values():
+        with contextlib.suppress(FuseqError):
+            found |= getattr(plugin.load(), "codes", {})
+    return found
+
+
+def _section(code: str) -> Result:
+    """The section of an error code in the manual."""
     title, status = CODES[code]
     manual = files("fuseq").joinpath("errors.md").read_text(encoding="utf-8")
     section = re.search(rf"^## {code}\b.*?(?=^## |\Z)", manual, re.DOTALL | re.MULTILINE)

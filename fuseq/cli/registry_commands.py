@@ -50,11 +50,11 @@ def doctor(json: Json = False, debug: Debug = False) -> None:
 
 @app.command("explain")
 def explain(
-    code: Annotated[str, typer.Argument(help="Such as FQ101.")],
+    code: Annotated[str, typer.Argument(help="Such as FQ101, ring or QNN101.")],
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Explain an error code."""
+    """Explain the code of an error, or of a reason why something was refused."""
 
     def work() -> Result:
         from fuseq.cli import registry

@@ -16,6 +16,7 @@ import fuseq
 from fuseq import ops
 from fuseq.backends.qnn import QnnBackend
 from fuseq.backends.qnn.lint import RULES, refusals
+from fuseq.backends.qnn.lint.meanings import MEANINGS
 from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.quant.grid import Grid
@@ -242,7 +243,9 @@ def test_every_rule_is_broken_here() -> None:
 
 def test_every_rule_is_described() -> None:
     page = (ROOT / "docs/qnn.md").read_text()
-    assert re.findall(r"^\| `(QNN\d+)` \|", page, re.M) == list(RULES)
+    rows = re.findall(r"^\| `(QNN\d+)` \| (.*?) \| (.*?) \|$", page, re.M)
+    assert {code: (found, would) for code, found, would in rows} == MEANINGS
+    assert list(MEANINGS) == list(RULES)
 
 
 def test_what_is_computed_is_described() -> None:
