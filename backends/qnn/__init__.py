@@ -54,7 +54,7 @@ class QnnBackend(Backend):
             "clamp": _LAYERS | {"add"},
             "leaky_relu": _LAYERS,
             "prelu": frozenset({"conv2d", "linear"}),
-            "requantize": _LAYERS,
+            "requantize": _LAYERS | {"relu", "clamp", "leaky_relu", "prelu"},
         },
         fixed={
             "tanh": {"uint8": (1 / 128, 128), "uint16": (1 / 32768, 32768)},

@@ -34,6 +34,8 @@ DERIVED = (".slopes", ".ones", ".zeros", ".blocks")
 CENTERED = ".centered"
 """How names of weights end that have zeros around them in the file and not in the model."""
 
+_CLIPS = ("relu", "clamp")
+
 SMALLEST_SLOPE = 1 / 64
 """Flatter than this, a negative part is on the ignored grid as far as it goes."""
 
@@ -57,8 +59,8 @@ def ignored_grid(program: Program, node: fx.Node) -> Grid | None:
     output = table.grids[table.absorbed[node.name]]
     ends = output.dequantize(torch.tensor([output.qmin, output.qmax]))
     low, high = float(ends[0]), float(ends[1])
-    if node.all_input_nodes[0].name in table.absorbed:  # an activation in front of a requantize
-        first, last = bounds(node)
+    first, last = bounds(node)
+    if ops.name_of(program, activation) == "requantize" and ops.name_of(program, node) in _CLIPS:
         return affine_grid(max(low, first), min(high, last), output.dtype)
     slope = _smallest_slope(program, activation)
     if slope is None:

@@ -14,6 +14,8 @@ from fuseq.quant.grid import Grid
 from fuseq.quant.profile import Profile
 
 _RELU = frozenset({"conv2d", "conv_transpose2d", "linear", "add", "sub", "mul"})
+_FREE = _RELU | frozenset("mean relu clamp leaky_relu prelu hardswish gelu rsqrt matmul".split())
+"""Operators that write onto any grid."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,13 @@ class TfliteBackend(Backend):
         wide="int16",
         symmetric=frozenset({"int16"}),
         one_dtype=True,
-        integer=frozenset(
-            "conv2d conv_transpose2d linear add sub mul mean relu clamp leaky_relu prelu hardswish "
-            "gelu sigmoid tanh softmax rsqrt matmul".split()
-        ),
+        integer=_FREE | {"sigmoid", "tanh", "softmax"},
         same_grid=frozenset(
             "max_pool avg_pool pixel_shuffle pixel_unshuffle reshape permute unsqueeze slice pad "
             "interpolate interpolate_nearest".split()
         ),
         tied_inputs=frozenset({"concat"}),
-        absorbed={"relu": _RELU, "clamp": _RELU},
+        absorbed={"relu": _RELU, "clamp": _RELU, "requantize": _FREE},
         fixed={
             "tanh": {"int8": (1 / 128, 0), "int16": (1 / 32768, 0)},
             "sigmoid": {"int8": (1 / 256, -128), "int16": (1 / 32768, 0)},

@@ -4,7 +4,8 @@ A value on a grid is one int8 or int16 tensor that carries the grid's scale and 
 the value's name. Where a node runs in float between such values, DEQUANTIZE and QUANTIZE stand at
 its edges. A value that a later activation absorbs has no tensor of its own: the layer writes the
 activation's, whose grid saturates where the activation cuts. Grids of 16 bits do not, for their
-zero point is 0: there the layer has a fused activation, or a MAXIMUM and a MINIMUM behind it.
+zero point is 0, nor does that of a concat, which its other parts share: there the layer has a fused
+activation, or a MAXIMUM and a MINIMUM behind it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from fuseq.backends.tflite.layers import (
 from fuseq.backends.tflite.order import block_orders
 from fuseq.program import Program
 from fuseq.quant.grid import Grid
-from fuseq.quant.structure import bounds, flat_arguments, integer_bounds
+from fuseq.quant.structure import bounds, flat_arguments
 
 _BROADCAST = frozenset({"add", "sub", "mul", "div"})
 
@@ -159,8 +160,9 @@ class _Emitter:
 
     def _node(self, node: fx.Node) -> None:
         name = ops.name_of(self.program, node)
-        if node.name in self.absorbed.values():
-            self.tensors[node] = self.tensors[node.all_input_nodes[0]]
+        operands = node.all_input_nodes
+        if operands and operands[0].name in self.absorbed:
+            self.tensors[node] = self.tensors[operands[0]]
         elif name == "requantize":
             self._requantize(node)
         elif node.name in self.integer:
@@ -181,15 +183,16 @@ class _Emitter:
         dtype = grid.dtype if grid else "float32"
         shape = self.program.shape(node)
         output = self.file.tensor(result, stored_shape(shape), dtype, grid)
-        if grid is None or dtype != "int16" or node.name not in self.absorbed:
+        ends = self.program.quantization.cut_to(node) if self.program.quantization else None
+        if grid is None or ends is None:
             return self._written(node, name, output, grid)
         (activation,) = node.users
         fused = _FUSED.get(bounds(activation), NO_ACTIVATION)
-        if fused != NO_ACTIVATION:
+        if fused != NO_ACTIVATION and ends == _ends_in_xnnpack(activation, grid):
             return self._written(node, name, output, grid, fused)
         whole = self.file.like(output, f"{node.name}.whole", stored_shape(shape))
         self._written(node, name, whole, grid)
-        _cut(self.file, activation.name, whole, output, integer_bounds(activation, grid))
+        _cut(self.file, activation.name, whole, output, ends)
         return output
 
     def _written(
@@ -285,6 +288,14 @@ class _Emitter:
         return self.file.op("QUANTIZE", [index], moved, "Quantize")
 
 
+def _ends_in_xnnpack(activation: fx.Node, grid: Grid) -> tuple[int, int]:
+    """Integers at which XNNPACK cuts: halves to even, where LiteRT's own kernels have them away."""
+    scale, zero_point = np.float32(grid.scale.item()), np.float32(grid.zero_point.item())
+    steps = (np.rint(np.float32(bound) / scale + zero_point) for bound in bounds(activation))
+    low, high = (int(min(max(n, grid.qmin), grid.qmax)) for n in steps)
+    return low, high
+
+
 def _cut(file: File, name: str, source: int, output: int, ends: tuple[int, int]) -> None:
     """Cut integers to an interval on the grid they have.
 
@@ -295,11 +306,15 @@ def _cut(file: File, name: str, source: int, output: int, ends: tuple[int, int])
         output: tensor of the result, on the same grid.
         ends: smallest and largest integer that is left.
     """
-    lower = file.like(output, f"{name}.maximum", file.shapes[output])
-    dtype, grid = file.dtypes[output], file.grids[output]
-    steps = (("MAXIMUM", ends[0], lower), ("MINIMUM", ends[1], output))
-    for code, end, result in steps:
-        bound = file.constant(f"{name}.bound", np.array([end], dtype), grid)
+    grid = file.grids[output]
+    assert grid is not None
+    both = (("MAXIMUM", ends[0], grid.qmin), ("MINIMUM", ends[1], grid.qmax))
+    steps = [(code, end) for code, end, last in both if end != last]
+    for code, end in steps:
+        bound = file.constant(f"{name}.bound", np.array([end], grid.dtype), grid)
+        result = output
+        if code != steps[-1][0]:
+            result = file.like(output, f"{name}.{code.lower()}", file.shapes[output])
         source = file.op(code, [source, bound], result, "MaximumMinimum")
 
 

@@ -68,5 +68,5 @@ def _mixes_channels(program: Program, node: fx.Node) -> bool:
 def is_wide(program: Program, node: fx.Node) -> bool:
     """Whether a value has integers of 16 bits."""
     table = program.quantization
-    grid = table.grids.get(node.name) if table else None
+    grid = table.grids.get(table.absorbed.get(node.name, node.name)) if table else None
     return grid is not None and grid.dtype == "int16"

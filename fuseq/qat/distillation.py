@@ -190,6 +190,9 @@ def _node_of(model: QatModel, path: str) -> str:
     activation = model.structure.absorbed.get(node.name)
     if activation is None:
         return node.name
+    (reader,) = node.users
+    if reader.target is ops.requantize:  # the same value, on the grid of a concat
+        return activation
     raise FuseqError(
         "FQ007",
         f"'{path}' has no value on the target, which computes it together with `{activation}`",

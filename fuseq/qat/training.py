@@ -107,6 +107,14 @@ class TrainingRunner(IntegerInterpreter):
         moved: Tensor = self.in_float(node, source.q)
         return moved
 
+    def cut_to(self, node: fx.Node) -> tuple[int, int] | None:
+        """Centered integers at which an absorbed relu or clamp cuts."""
+        ends = self.table.cut_to(node)
+        if ends is None:
+            return None
+        zero_point = int(self.table.grids[self.table.absorbed[node.name]].zero_point)
+        return ends[0] - zero_point, ends[1] - zero_point
+
     def frozen(self, name: str, real: Callable[[], Tensor]) -> Quantized:
         """A constant; one that is a parameter gets its gradient."""
         grid = self.table.grids[name]

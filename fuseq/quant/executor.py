@@ -21,7 +21,7 @@ from fuseq.program import Program
 from fuseq.quant.arithmetic import ARITHMETICS, Arithmetic
 from fuseq.quant.arithmetic.base import Function, Pair
 from fuseq.quant.grid import Grid
-from fuseq.quant.structure import flat_arguments, integer_bounds
+from fuseq.quant.structure import flat_arguments
 from fuseq.quant.table import QuantizationTable
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class IntegerInterpreter(fx.Interpreter):
             return source
         if name in _KERNELS:
             q = _KERNELS[name](self, node, grid)
-            ends = self.cut_to(node, grid)
+            ends = self.cut_to(node)
             return Quantized(q if ends is None else q.clamp(*ends), grid)
         if name in self.table.profile.same_grid:
             return Quantized(self.move(node, source), grid)
@@ -239,8 +239,7 @@ class IntegerInterpreter(fx.Interpreter):
             return None
         (activation,) = node.users
         name = ops.name_of(self.program, activation)
-        cut = name in ("relu", "clamp") and activation.name not in self.table.absorbed
-        if cut or name == "requantize":
+        if name in ("relu", "clamp", "requantize"):
             return None
         if name == "prelu":
             layer: Any = self.program.get(activation)
@@ -249,12 +248,9 @@ class IntegerInterpreter(fx.Interpreter):
         function: Any = activation.target
         return lambda real: function(real, **activation.kwargs)
 
-    def cut_to(self, node: fx.Node, grid: Grid) -> tuple[int, int] | None:
+    def cut_to(self, node: fx.Node) -> tuple[int, int] | None:
         """Integers at which an absorbed relu or clamp cuts; None where the grid's ends do it."""
-        if node.name not in self.table.absorbed or grid.dtype not in self.table.profile.symmetric:
-            return None
-        (activation,) = node.users
-        return integer_bounds(activation, grid)
+        return self.table.cut_to(node)
 
     def _operand(self, node: fx.Node, arg: Any) -> Any:
         if isinstance(arg, fx.Node):

@@ -28,7 +28,8 @@ class Profile:
         tied_inputs: ops whose inputs must be on the output's grid; `legalize` puts a requantize on
             each input edge, so that a value with other users keeps its own grid.
         absorbed: activation -> producers that compute it on their accumulator; the value between
-            has no grid. Of a requantize: producers that write onto the grid behind it.
+            has no grid. Of a requantize: producers that write onto the grid behind it, where an
+            absorbed activation between cuts by itself; it must be among them too.
         fixed: op -> dtype -> (scale, zero point) its output must have on a grid of that dtype.
         decompose: ops that `legalize` spells with others before quantization; of an instance norm
             that the target computes too, the weight and bias only.

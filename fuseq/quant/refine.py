@@ -236,7 +236,7 @@ class _Trial:
 
     def update(self, x: Quantized, y: Tensor) -> None:
         scale, zero_point = self.grid.scale.double(), self.grid.zero_point
-        limits = self.runs[0].cut_to(self.node, self.grid) or (self.grid.qmin, self.grid.qmax)
+        limits = self.runs[0].cut_to(self.node) or (self.grid.qmin, self.grid.qmax)
         ends = [scale * (q - zero_point) for q in limits]
         activation = self.runs[0].on_accumulator(self.node)
         wanted = (y if activation is None else activation(y)).double().clamp(*ends)

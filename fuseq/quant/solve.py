@@ -98,7 +98,12 @@ def activation_grids(
     wished = {
         group: _fixed_grid(*structure.fixed[group], structure.dtypes[group])
         if group in structure.fixed
-        else _free_grid(*ranges[group], structure.dtypes[group], structure, values)
+        else _free_grid(
+            *ranges[group],
+            structure.dtypes[group],
+            structure,
+            [node for node in values if node.name in structure.group],
+        )
         for group, values in _members(program, structure).items()
     }
     chosen = resolved(program, structure, wished)

@@ -73,6 +73,33 @@ def find_structure(
             their grids. The activation computed on a node's accumulator is its value.
         stepped: names of nodes whose values have grids, whoever reads them.
     """
+    structure = _structure(program, profile, keep, wide, stepped, frozenset())
+    # A layer whose operands have 8 bits cannot write 16: there the requantize is an op of its own.
+    apart = frozenset(
+        edge
+        for edge in structure.absorbed.values()
+        if edge in _requantizes(program)
+        and structure.dtypes[structure.group[edge]] != profile.activation
+    )
+    if not apart or not profile.one_dtype:
+        return structure
+    return _structure(program, profile, keep, wide, stepped, apart)
+
+
+def _requantizes(program: Program) -> set[str]:
+    edges = program.graph.find_nodes(op="call_function", target=ops.requantize)
+    return {edge.name for edge in edges}
+
+
+def _structure(
+    program: Program,
+    profile: Profile,
+    keep: frozenset[str],
+    wide: frozenset[str],
+    stepped: frozenset[str],
+    apart: frozenset[str],
+) -> Structure:
+    """As `find_structure`; the requantizes `apart` are ops of their own."""
     nodes = [n for n in program.graph.nodes if _is_value(n)]
     names = {n: ops.name_of(program, n) for n in nodes}
     integer = {n for n in nodes if profile.computes(names[n]) and n.name not in keep}
@@ -84,7 +111,7 @@ def find_structure(
             a in names or a.op == "get_attr" for a in flat_arguments(n) if isinstance(a, fx.Node)
         )
     }
-    absorbed = _absorbed(nodes, names, profile, integer)
+    absorbed = _absorbed([n for n in nodes if n.name not in apart], names, profile, integer)
     inner = {n.name for n in absorbed}
 
     quantized = {n for n in integer if n.name not in inner}
@@ -169,17 +196,15 @@ def _absorbed(
     nodes: list[fx.Node], names: Mapping[fx.Node, str], profile: Profile, integer: set[fx.Node]
 ) -> dict[fx.Node, fx.Node]:
     found: dict[fx.Node, fx.Node] = {}
-    layers: dict[fx.Node, fx.Node] = {}
     for node in nodes:
         producer = node.args[0] if node.args else None
         if names[node] not in profile.absorbed or not isinstance(producer, fx.Node):
             continue
-        # A requantize may follow an activation that is computed on a layer's sums already.
-        layer = layers.get(producer, producer) if names[node] == "requantize" else producer
-        fits = names.get(layer) in profile.absorbed[names[node]] and layer in integer
+        fits = names.get(producer) in profile.absorbed[names[node]] and producer in integer
         fits = fits and (node in integer or names[node] == "requantize")
         if fits and len(producer.users) == 1 and holds_zero(node):
-            found[producer], layers[node] = node, layer
+            found[producer] = node
+    # A requantize may follow an activation that is computed on a layer's sums already.
     return {producer: found.get(node, node) for producer, node in found.items()}
 
 
@@ -203,15 +228,16 @@ def bounds(node: fx.Node) -> tuple[float, float]:
 
 
 def integer_bounds(node: fx.Node, grid: Grid) -> tuple[int, int]:
-    """Integers that a relu or clamp node cuts to on a symmetric grid, which ends elsewhere.
+    """Integers that a relu or clamp node cuts to on a grid that ends elsewhere.
 
     Halves are rounded away from zero, as runtimes round the bounds of fused activations.
 
     Args:
-        node: a relu or clamp.
-        grid: of its result, with zero point 0.
+        node: a relu or clamp; for any other node both ends of the grid are returned.
+        grid: of its result.
     """
     steps = [np.float32(bound) / np.float32(grid.scale.item()) for bound in bounds(node)]
     whole = [math.copysign(np.floor(np.float64(abs(n)) + 0.5), n) for n in steps]
-    low, high = (int(min(max(n, grid.qmin), grid.qmax)) for n in whole)
+    shifted = [n + int(grid.zero_point) for n in whole]
+    low, high = (int(min(max(n, grid.qmin), grid.qmax)) for n in shifted)
     return low, high

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from fuseq.quant.grid import Grid
 from fuseq.quant.profile import Profile
+from fuseq.quant.structure import integer_bounds
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,23 @@ class QuantizationTable:
     integers: Mapping[str, Tensor]
     absorbed: Mapping[str, str]
     integer: frozenset[str]
+
+    def cut_to(self, node: fx.Node) -> tuple[int, int] | None:
+        """Integers at which an activation cuts that a node computes on its accumulator.
+
+        Args:
+            node: of the program.
+
+        Returns:
+            None where nothing is cut, or the grid's ends do it: not on one with zero point 0, nor
+            on that of a concat, which holds the values of other operands too.
+        """
+        if node.name not in self.absorbed:
+            return None
+        (activation,) = node.users
+        value = self.absorbed[node.name]
+        grid = self.grids[value]
+        if activation.name == value and grid.dtype not in self.profile.symmetric:
+            return None
+        ends = integer_bounds(activation, grid)
+        return None if ends == (grid.qmin, grid.qmax) else ends

@@ -178,8 +178,8 @@ GRID_FAULTS: dict[str, tuple[str, Edit, str, str, str]] = {
         "gated", lambda e: set_type(e, "sizes_0", TYPES["float32"]), "PAD", "sizes_0",
         "dtype of sizes",
     ),
-    "the requantization before a concatenation left out": (
-        "squeezenet", lambda e: e.reads("concat", "relu_2"), "CONCATENATION", "relu_2",
+    "a part of a concatenation on a grid of its own": (
+        "squeezenet", lambda e: e.reads("concat", "relu_1"), "CONCATENATION", "relu_1",
         "grid of the result",
     ),
     "a second activation": (
@@ -254,7 +254,7 @@ FILE_FAULTS: dict[str, tuple[str, Edit, str, str, str]] = {
     "an operator too late": ("gated", lambda e: run_last(e, "mul"), "PAD", "mul", "order"),
     "an operator twice": ("gated", lambda e: run_twice(e, "mul"), "MUL", "mul", "order"),
     "an operator whose result nobody reads": (
-        "squeezenet", lambda e: e.reads("concat", "relu_3"), "QUANTIZE", "requantize", "order",
+        "squeezenet", lambda e: e.reads("concat", "requantize_1"), "CONV_2D", "requantize", "order",
     ),
     "an output that nothing writes": (
         "gated", lambda e: e.remove("pixel_shuffle"), "", "pixel_shuffle", "order",

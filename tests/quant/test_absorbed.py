@@ -236,6 +236,31 @@ def test_an_activation_that_only_a_concat_reads_is_rounded_once() -> None:
     assert torch.equal(integers[edge], grid.quantize(exact))
 
 
+class Uneven(nn.Module):
+    """A concat of values up to 6 and of much larger ones, all positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.narrow, self.wide = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([F.relu6(self.narrow(x)), torch.relu(40 * self.wide(x))], 1)
+
+
+@pytest.mark.parametrize("target", ["qnn", "tflite"])
+def test_a_clamp_of_one_part_does_not_end_the_grid_of_a_concat(target: str) -> None:
+    data, model = batches(), Uneven().eval()
+    program = fuseq.quantize(model, data[0], target=target, calibration=data)
+    table = program.quantization
+    assert table is not None
+    assert {"narrow", "clamp"} <= set(table.absorbed)
+    grid = table.grids["concat"]
+    largest = max(float(model(x).detach().max()) for x in data)
+    assert largest > 20
+    assert float(grid.scale) * (grid.qmax - int(grid.zero_point)) >= largest * 0.99
+
+
 @pytest.mark.parametrize("network", [Joined, Cut])
 def test_training_writes_onto_the_grid_of_a_concat(network: type[nn.Module]) -> None:
     data = batches()

@@ -8,14 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 from fuseq.backends.qnn.lint.place import Finding, Place, Rule, ends
-from fuseq.quant.structure import bounds
+from fuseq.quant.structure import bounds, holds_zero
 
 
 def _clip_past_its_grid(place: Place) -> Finding | None:
     """A clip whose grid touches one of its bounds is dropped: the grid must end at both."""
     if place.op not in ("relu", "clamp") or place.output is None:
         return None
-    if place.table and place.node.name in place.table.absorbed:  # `ignored_grid` ends there
+    absorbed = place.table is not None and place.node.name in place.table.absorbed
+    if absorbed and holds_zero(place.node):  # `ignored_grid` ends there
         return None
     low, high = ends(place.output)
     first, last = bounds(place.node)

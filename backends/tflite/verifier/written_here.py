@@ -33,11 +33,25 @@ def own_violations(graph: Graph) -> Iterator[Violation]:
 
 
 def _activations(graph: Graph) -> Iterator[Violation]:
-    """A grid of 8 bits cuts what an activation cuts, so no operator has a fused one."""
+    """A grid of 8 bits cuts what an activation cuts, so no operator has a fused one.
+
+    Parts of a concatenation alone may be on a grid that does not.
+    """
+    parts = _parts_of_concatenations(graph)
     for operator in graph.operators:
         found = operator.option("fusedActivationFunction")
-        if found != schema.ActivationFunctionType.NONE and operator.output.dtype != "int16":
+        own = operator.output.dtype == "int16" or operator.output.index in parts
+        if found != schema.ActivationFunctionType.NONE and not own:
             yield broken(operator, operator.output, "fused activation", found, "none")
+
+
+def _parts_of_concatenations(graph: Graph) -> set[int]:
+    """Tensors that concatenations read, and nobody else."""
+    readers: dict[int, set[str]] = {index: {"the caller"} for index in graph.outputs}
+    for operator in graph.operators:
+        for tensor in operator.values:
+            readers.setdefault(tensor.index, set()).add(operator.code)
+    return {index for index, codes in readers.items() if codes == {"CONCATENATION"}}
 
 
 def _order_of_signature(graph: Graph) -> Iterator[Violation]:
