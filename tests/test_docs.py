@@ -1,25 +1,13 @@
 """The documentation is run: code, commands and outputs, links, and tables that mirror the code.
 
-A fenced block says what it is by its first line:
-
-    ```python               run, all blocks of a page in one namespace, from top to bottom
-    ```python file=PATH     written to PATH before the page is run; other languages alike
-    ```text                 what the block before it prints
-    ```console              `$ command` lines and what they print
-
-Numbers such as 3.8e-16 and versions differ between machines and are compared by form only. In
-`docs/errors.md` blocks show failing code, and README's commands are read without being run.
+How a block is marked, run and compared is in `shown_blocks.py`. What no test runs is listed here.
 """
 
-import contextlib
 import dataclasses
-import io
+import importlib.util
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,133 +15,91 @@ import pytest
 import torch
 import typer
 from torch import nn
-from typer.testing import CliRunner
 
 from fuseq import errors, ops
 from fuseq.affine import refusal
 from fuseq.cli.commands import app
 from fuseq.quant.profile import Profile
+from tests.shown_blocks import ROOT, Session, blocks, first_lines, prose, write_files
 
-ROOT = Path(__file__).parents[1]
-MANUAL = sorted((ROOT / "docs").glob("*.md"))
-RUN = [page for page in MANUAL if page.name != "errors.md"]
+README = ROOT / "README.md"
+MANUAL = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = sorted(
     path
     for pattern in ("*.md", "docs/**/*.md", "examples/*/*.md", "changelog.d/README.md")
     for path in ROOT.glob(pattern)
 )
-BLOCK = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHOWS_WHAT_FAILS = ROOT / "docs" / "errors.md"
+"""Its blocks are what an error is about, out of its surroundings: they are read, not run."""
 
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page."""
-
-    language: str
-    file: str | None
-    text: str
-    line: int
-
-
-def blocks(page: Path) -> list[Block]:
-    text = page.read_text()
-    return [
-        Block(found[1], found[2], found[3], text[: found.start()].count("\n") + 1)
-        for found in BLOCK.finditer(text)
-    ]
+NOT_RUN = {
+    ("README.md", "$ make demo          # .venv, pinned packages, then the command below"): (
+        "makes an environment; its command is run"
+    ),
+    (
+        "README.md",
+        "$ fuseq lower timm:create_model --arg model_name=repvgg_a0 --input 1x3x224x224"
+        " --calib photos/ -b onnx -o build/repvgg",
+    ): "timm is not among the packages of the tests; `make zoo` lowers this network",
+    ("docs/quickstart.md", "$ pip install '.[tflite,qnn]' -c constraints.txt"): (
+        "installs packages; `test_packaging.py` looks into the wheel"
+    ),
+    ("docs/qnn.md", "$ fuseq lower model.py -b qnn --chip sm8750 --chip sm8450 -o build/m"): (
+        "minutes on the emulator; `make htp` runs it"
+    ),
+}
+"""Page and first line of each block that no test runs, and why."""
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     """An empty current directory that Python imports from."""
+    session = Session(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(session.site)
     monkeypatch.syspath_prepend(tmp_path)
-    yield tmp_path
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
+    yield session
+    session.forget_modules()
 
 
-@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
-def test_the_manual_runs(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch):
-    for block in blocks(page):
-        if block.file:
-            (workplace / block.file).parent.mkdir(parents=True, exist_ok=True)
-            (workplace / block.file).write_text(block.text)
-    names: dict[str, Any] = {"__name__": "__main__"}
-    printed = ""
-    for block in blocks(page):
-        if block.file:
-            continue
-        if block.language == "python":
-            printed = run_python(page, block, names)
-        elif block.language == "text":
-            assert masked(printed) == masked(block.text), printed
-        elif block.language == "console":
-            for command, expected in commands(block):
-                printed = run_command(command, workplace, monkeypatch)
-                if expected:
-                    assert masked(printed) == masked(expected), printed
+def runs(page: Path) -> bool:
+    return page != SHOWS_WHAT_FAILS and any(block.run for block in blocks(page))
 
 
-def test_the_python_of_the_readme_runs(workplace: Path):
+@pytest.mark.parametrize("page", list(filter(runs, MANUAL)), ids=lambda page: page.stem)
+def test_the_manual_runs(page: Path, session: Session):
+    session.follow(page)
+
+
+def test_the_readme_runs(session: Session):
+    """Its model is that of the quickstart, its directory a checkout."""
+    (session.directory / "examples").symlink_to(ROOT / "examples")
+    write_files(ROOT / "docs" / "quickstart.md", session.directory)
+    assert session.command("python train.py") == (0, "")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
     x = torch.rand(1, 3, 64, 64)
-    names: dict[str, Any] = {"model": model, "torch": torch, "x": x, "batches": [x, 1 - x]}
-    python = [block for block in blocks(ROOT / "README.md") if block.language == "python"]
-    assert python
-    for block in python:
-        run_python(ROOT / "README.md", block, names)
-    assert (workplace / "build" / "x" / "fuseq.json").is_file()
+    session.names |= {"model": model, "torch": torch, "x": x, "batches": [x, 1 - x]}
+    session.follow(README)
 
 
-def run_python(page: Path, block: Block, names: dict[str, Any]) -> str:
-    code = compile("\n" * block.line + block.text, str(page), "exec")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(code, names)
-    return printed.getvalue()
+def test_what_is_not_run_is_listed():
+    marked = [block for page in [README, *MANUAL] for block in first_lines(page)]
+    assert sorted(marked) == sorted(NOT_RUN)
 
 
-def commands(block: Block) -> Iterator[tuple[str, str]]:
-    for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
-        command, _, printed = part.partition("\n")
-        yield command.partition("  #")[0].strip(), printed
+def test_blocks_say_what_they_are():
+    """Commands in a block without a language would never be run."""
+    command = re.compile(r"^(\$ )?(fuseq|make|pip|python|torchrun) ", re.MULTILINE)
+    for page in [README, *MANUAL]:
+        for block in blocks(page):
+            assert block.language or not command.search(block.text), (page, block.line)
 
 
-def run_command(command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    program, *arguments = shlex.split(command)
-    if (program, *arguments[:2]) == ("pip", "install", "-e"):
-        install(workplace / arguments[2], workplace / "site")
-        monkeypatch.syspath_prepend(workplace / "site")
-        return ""
-    if program == "torchrun":
-        launch = [sys.executable, "-m", "torch.distributed.run", *arguments]
-        done = subprocess.run(launch, cwd=workplace, check=True, stdout=subprocess.PIPE, text=True)
-        return done.stdout
-    if program == "pytest":
-        tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-        return subprocess.run(
-            tests, cwd=workplace, check=True, capture_output=True, text=True
-        ).stdout
-    assert program == "fuseq", command
-    printed = CliRunner().invoke(app, arguments).output
-    # One line for each stage is progress, not the result.
-    return re.sub(r"^[\w-]+ \.\.\.\n", "", printed, flags=re.MULTILINE)
-
-
-def install(package: Path, site: Path) -> None:
-    """Not with -e: that would add to the environment the tests run in."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    options = ["--no-build-isolation", "--target", str(site), str(package)]
-    subprocess.run([*pip, *options], check=True)
-
-
-def masked(text: str) -> list[str]:
-    """Lines without margins, and without digits that belong to a machine."""
-    text = re.sub(r"\b\d(\.\d+)?e-\d+\b", "E", text)
-    text = re.sub(r"\b\d+\.\d+\.\d+\b", "VERSION", text)
-    return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+def test_code_that_shows_what_fails_is_code():
+    for block in blocks(SHOWS_WHAT_FAILS):
+        if block.language == "python":
+            compile(block.text, str(SHOWS_WHAT_FAILS), "exec")
 
 
 def shown_commands() -> list[tuple[str, str]]:
@@ -162,7 +108,7 @@ def shown_commands() -> list[tuple[str, str]]:
         for page in PAGES
         for block in blocks(page)
         if block.language == "console"
-        for command, _ in commands(block)
+        for command, _ in block.commands
     ]
 
 
@@ -170,19 +116,53 @@ def shown_commands() -> list[tuple[str, str]]:
 def test_commands_are_real(page: str, command: str):
     program, *arguments = shlex.split(command)
     if program == "make":
-        assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert_target_of_make(arguments[0])
     elif program == "fuseq":
         group: Any = typer.main.get_command(app)
         # Reads the options and arguments without running the command.
         group.commands[arguments[0]].make_context(arguments[0], arguments[1:])
     else:
-        assert program in ("pip", "pytest", "torchrun")
+        assert program in ("cat", "cp", "echo", "ls", "pip", "pytest", "python", "torchrun")
+
+
+def assert_target_of_make(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_the_text_names_is_there(page: Path):
+    group: Any = typer.main.get_command(app)
+    for code in re.findall(r"`([^`\n]+)`", prose(page)):
+        program, *arguments = code.split()
+        if program == "make" and arguments:
+            assert_target_of_make(arguments[0])
+        elif program == "fuseq" and arguments and re.match("[a-z]", arguments[0]):
+            params = group.commands[arguments[0]].params
+            shown = set(re.findall(r"(?<=\s)--?[a-z][\w-]*", code))
+            assert shown <= {name for option in params for name in option.opts}, code
+        elif program == "python":
+            assert_there(arguments)
+
+
+def assert_there(arguments: list[str]) -> None:
+    """What `python` is to run is in the repository."""
+    if arguments[0] == "-m":
+        assert importlib.util.find_spec(arguments[1]), arguments
+    else:
+        assert (ROOT / arguments[0]).exists(), arguments
+
+
+def test_the_index_lists_every_page():
+    index = (ROOT / "docs" / "index.md").read_text().split("\n## Reading the code\n")[0]
+    listed = re.findall(r"\]\(([\w/-]+\.md)\)", index)
+    assert len(listed) == len(set(listed))
+    pages = {str(page.relative_to(ROOT / "docs")) for page in MANUAL} - {"index.md"}
+    assert set(listed) == {page for page in pages if not re.match(r"decisions/\d", page)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path):
-    prose = BLOCK.sub("", page.read_text())
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         path, _, anchor = target.partition("#")
         if "://" in target:
             continue
@@ -193,7 +173,7 @@ def test_links_lead_somewhere(page: Path):
 
 def anchors(page: Path) -> set[str]:
     """Names of a page's headings, as the web page spells them."""
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
