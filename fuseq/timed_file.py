@@ -96,9 +96,11 @@ def _timed(
     seconds = time.perf_counter() - start
     chosen = tuple(shapes) or tuple(x.shape for x in recorded) or _fixed(runner, name)
     _require_fit(runner, name, chosen)
-    values = recorded if recorded and not shapes else _seeded(chosen, runner.dtypes)
     try:
-        feeds = interface.feeds(runner, values)
+        if recorded and not shapes:
+            feeds = interface.feeds(runner, recorded)
+        else:
+            feeds = _seeded(chosen, runner.dtypes)
         call = runner.ready(*feeds)
         call()
     except FuseqError:
@@ -178,7 +180,7 @@ def _spelled(shapes: Sequence[Sequence[int | None]]) -> str:
     return ", ".join("x".join("?" if n is None else str(n) for n in shape) for shape in shapes)
 
 
-def _seeded(shapes: Sequence[Shape], dtypes: Sequence[str]) -> tuple[np.ndarray, ...]:
+def _seeded(shapes: Sequence[Shape], dtypes: Sequence[str]) -> list[np.ndarray]:
     """Uniform values: reals in 0..1, integers of a grid in their dtype's range, others 0 or 1."""
     random = np.random.default_rng(0)
     values = []
@@ -188,4 +190,4 @@ def _seeded(shapes: Sequence[Shape], dtypes: Sequence[str]) -> tuple[np.ndarray,
         else:
             low, high = LIMITS[dtype] if dtype in LIMITS and dtype != "int32" else (0, 1)
             values.append(random.integers(low, high + 1, shape).astype(dtype))
-    return tuple(values)
+    return values
