@@ -152,10 +152,13 @@ class Session:
         return status, STAGE.sub("", printed.getvalue())
 
     def forget_modules(self) -> None:
-        """What a command imported of its user's modules: the next one is another process."""
+        """What a command or an earlier test imported of its user's modules.
+
+        Commands are processes of their own, where `model` is nobody else's `model`.
+        """
+        users = (str(self.directory.parent), str(ROOT / "examples"))
         for name, module in list(sys.modules.items()):
-            file = str(getattr(module, "__file__", None))
-            if file.startswith((str(self.directory), str(ROOT / "examples"))):
+            if str(getattr(module, "__file__", None)).startswith(users):
                 del sys.modules[name]
 
     def install(self, package: str) -> tuple[int, str]:

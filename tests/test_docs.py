@@ -55,6 +55,7 @@ NOT_RUN = {
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     """An empty current directory that Python imports from."""
     session = Session(tmp_path)
+    session.forget_modules()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(session.site)
     monkeypatch.syspath_prepend(tmp_path)
