@@ -26,6 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fuseq.cli.commands import app
 
 ROOT = Path(__file__).parents[1]
@@ -180,6 +182,18 @@ class Session:
             text=True,
         )
         return done.returncode, done.stdout
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    """An empty current directory that Python imports from."""
+    session = Session(tmp_path)
+    session.forget_modules()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(session.site)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield session
+    session.forget_modules()
 
 
 def assert_shown(printed: str, expected: str) -> None:

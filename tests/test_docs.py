@@ -7,7 +7,7 @@ import dataclasses
 import importlib.util
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,15 @@ from fuseq import errors, ops
 from fuseq.affine import refusal
 from fuseq.cli.commands import app
 from fuseq.quant.profile import Profile
-from tests.shown_blocks import ROOT, Session, blocks, first_lines, prose, write_files
+from tests.shown_blocks import (
+    ROOT,
+    Session,
+    blocks,
+    first_lines,
+    prose,
+    session,  # noqa: F401
+    write_files,
+)
 
 README = ROOT / "README.md"
 MANUAL = sorted((ROOT / "docs").rglob("*.md"))
@@ -51,28 +59,17 @@ NOT_RUN = {
 """Page and first line of each block that no test runs, and why."""
 
 
-@pytest.fixture
-def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
-    """An empty current directory that Python imports from."""
-    session = Session(tmp_path)
-    session.forget_modules()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(session.site)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield session
-    session.forget_modules()
+FOLLOWED = [
+    page for page in MANUAL if page != SHOWS_WHAT_FAILS and any(b.run for b in blocks(page))
+]
 
 
-def runs(page: Path) -> bool:
-    return page != SHOWS_WHAT_FAILS and any(block.run for block in blocks(page))
-
-
-@pytest.mark.parametrize("page", list(filter(runs, MANUAL)), ids=lambda page: page.stem)
-def test_the_manual_runs(page: Path, session: Session):
+@pytest.mark.parametrize("page", FOLLOWED, ids=lambda page: page.stem)
+def test_the_manual_runs(page: Path, session: Session):  # noqa: F811
     session.follow(page)
 
 
-def test_the_readme_runs(session: Session):
+def test_the_readme_runs(session: Session):  # noqa: F811
     """Its model is that of the quickstart, its directory a checkout."""
     (session.directory / "examples").symlink_to(ROOT / "examples")
     write_files(ROOT / "docs" / "quickstart.md", session.directory)

@@ -98,5 +98,5 @@ def test_what_follows_its_size_is_captured_at_it(frame, tmp_path) -> None:
 
 def test_inputs_that_the_program_does_not_take(tmp_path) -> None:
     program = fuseq.quantize(Net(), PATCH, calibration=[PATCH])
-    with pytest.raises(FuseqError, match="FQ005.*1x2x400x520"):
+    with pytest.raises(FuseqError, match=r"FQ005.*1x2x400x520"):
         fuseq.lower(program, FRAME[0][:, :2], backend=BACKEND, out=tmp_path / "out")

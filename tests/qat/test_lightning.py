@@ -7,7 +7,7 @@ import torch
 
 from fuseq.qat import Curriculum, QatModel, finalize
 from tests.qat.networks import batches, prepared
-from tests.test_docs import ROOT, blocks, workplace  # noqa: F401
+from tests.shown_blocks import ROOT, session, write_files  # noqa: F401
 from tests.zoo.packages import declare_missing_operators
 
 declare_missing_operators()  # torchmetrics imports torchvision, where there is one
@@ -119,12 +119,10 @@ def test_a_resumed_trainer_does_what_one_without_a_stop_does(by_epoch, stop, tmp
     assert callback.curriculum.position == EPOCHS - 1
 
 
-def test_the_loop_of_the_manual_runs(workplace):  # noqa: F811
-    for block in blocks(ROOT / "docs" / "qat.md"):
-        if block.file:
-            (workplace / block.file).write_text(block.text)
+def test_the_loop_of_the_manual_runs(session):  # noqa: F811
+    write_files(ROOT / "docs" / "qat.md", session.directory)
     runpy.run_path("train_lightning.py")
-    assert (workplace / "build" / "lightning" / "fuseq.json").is_file()
+    assert (session.directory / "build" / "lightning" / "fuseq.json").is_file()
 
 
 def test_a_checkpoint_holds_the_position_of_the_curriculum(tmp_path):
