@@ -59,7 +59,7 @@ zoo: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps birder resselt spandrel
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q tests/zoo
 
-# Sixteen networks on the emulators of four Snapdragon chips.
+# Eighteen networks on the emulators of four Snapdragon chips.
 htp: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[qnn]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -q tests/htp

@@ -1,12 +1,16 @@
-"""Memory of a program's values at the captured size, each with memory of its own."""
+"""Memory of a program: of its values at the captured size, each with its own, and of its clones."""
 
 from __future__ import annotations
 
+import gc
 import math
 
 from torch import fx
 
 from fuseq.program import Program
+
+HEAVY = 2**24
+"""Bytes of weights from which clones are worth a search for them."""
 
 
 def value_bytes(program: Program, node: fx.Node) -> int:
@@ -45,3 +49,13 @@ def weight_bytes(program: Program) -> int:
     """Bytes of all parameters and buffers, such as the statistics of batch norms."""
     held = (*program.module.parameters(), *program.module.buffers())
     return sum(tensor.numel() * tensor.itemsize for tensor in held)
+
+
+def free_clones(program: Program) -> None:
+    """Free the memory of clones of a program that nobody holds any more, if they are heavy.
+
+    Graphs hold themselves in cycles, which Python looks for by the number of objects, and a program
+    of ten large tensors has few.
+    """
+    if weight_bytes(program) >= HEAVY:
+        gc.collect()

@@ -16,6 +16,7 @@ import torch
 
 from fuseq import shapes, verify
 from fuseq.errors import FuseqError, first_line
+from fuseq.memory import free_clones
 from fuseq.pass_spec import spelled
 from fuseq.program import PassRecord, Program
 from fuseq.source_lines import raising_line
@@ -150,6 +151,7 @@ def apply(step: Pass, program: Program, *, prove: bool = True) -> Program:
     error = _prove(step, program, rewrites) if prove else None
     record = PassRecord(step.spelled(), rewrites, tuple(result.notes), error)
     result.history, result.notes = (*program.history, record), []
+    free_clones(program)
     return result
 
 

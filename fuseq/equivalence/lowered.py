@@ -23,6 +23,7 @@ from fuseq.equivalence.compare import (
 from fuseq.equivalence.integers import file_parity, table_parity
 from fuseq.equivalence.interfaces import interface_of
 from fuseq.equivalence.result import Check, CheckResult, Divergence
+from fuseq.memory import free_clones
 from fuseq.program import Program
 from fuseq.rewrite import Pass, Pipeline, split_by_promise
 from fuseq.rounding import float32_bound
@@ -71,7 +72,9 @@ def check_lowered(
     # A program that was rewritten before is its own reference, and with no step left there is
     # nothing to compare.
     checks = [_trained_vs_fused_f64(start, same)] if same or not captured.history else []
+    free_clones(start)
     checks += _float32(start, fused, backend.runner(files["float"]) if "float" in files else None)
+    free_clones(start)
     divergence: Divergence | None = None
     if program.quantization is not None:
         runners = backend.runners(files["int8"]) if "int8" in files else {}

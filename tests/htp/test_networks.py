@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ NETWORKS = (
     "qdr",
     "sisr",
     "mobileone",
+    "mobileone_s0",
     "repvgg",
+    "repvgg_a0",
     "repvgg_plus",
     "qarepvgg",
     "resnet",
@@ -35,11 +38,17 @@ NETWORKS = (
 CHIPS = ("sm8450", "sm8550", "sm8650", "sm8750")
 
 
+PUBLISHED = {"mobileone_s0": ("mobileone", "s0"), "repvgg_a0": ("repvgg", "a0")}
+"""Networks of full width, by module and function; the others are small ones of their family."""
+
+
 def network(name: str) -> torch.nn.Module:
     if name == "sisr":
         return load_function("examples/sisr_x3/model.py", "get_model")[1]()
-    model: torch.nn.Module = importlib.import_module(f"tests.networks.{name}").small()
-    return model
+    module, function = PUBLISHED.get(name, (name, "small"))
+    make: Callable[[], torch.nn.Module]
+    make = getattr(importlib.import_module(f"tests.networks.{module}"), function)
+    return make()
 
 
 @pytest.mark.parametrize("chip", CHIPS)

@@ -73,5 +73,32 @@ class MobileOne(nn.Module):
         return self.classifier(torch.flatten(self.pool(self.features(x)), 1))
 
 
+class MobileOneS0(nn.Module):
+    """MobileOne-s0 of arXiv 2206.04040: four branches a block, 5.3 M parameters in training."""
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [MobileOneBlock(3, 48, 3, stride=2, branches=4)]
+        inputs = 48
+        for outputs, depth in ((48, 2), (128, 8), (256, 10), (1024, 1)):
+            for index in range(depth):
+                stride = 1 if index else 2
+                layers += [
+                    MobileOneBlock(inputs, inputs, 3, stride, groups=inputs, branches=4),
+                    MobileOneBlock(inputs, outputs, 1, branches=4),
+                ]
+                inputs = outputs
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(torch.flatten(self.pool(self.features(x)), 1))
+
+
 def small() -> nn.Module:
     return randomized(MobileOne())
+
+
+def s0() -> nn.Module:
+    return randomized(MobileOneS0())

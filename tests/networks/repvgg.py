@@ -43,5 +43,29 @@ class RepVGG(nn.Module):
         return self.linear(out.view(out.size(0), -1))
 
 
+class RepVGGA0(nn.Module):
+    """RepVGG-A0 of arXiv 2101.03697: stages of 1, 2, 4, 14 and 1 blocks."""
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        inputs = 3
+        for outputs, depth in ((48, 1), (48, 2), (96, 4), (192, 14), (1280, 1)):
+            for index in range(depth):
+                blocks.append(RepVGGBlock(inputs, outputs, stride=1 if index else 2))
+                inputs = outputs
+        self.stages = nn.Sequential(*blocks)
+        self.gap = nn.AdaptiveAvgPool2d(output_size=1)
+        self.linear = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.gap(self.stages(x))
+        return self.linear(out.view(out.size(0), -1))
+
+
 def small() -> nn.Module:
     return randomized(RepVGG())
+
+
+def a0() -> nn.Module:
+    return randomized(RepVGGA0())
