@@ -6,7 +6,6 @@ Nothing measured in floats is in here: a manifest is bytes that must come out th
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fuseq.api import fusion_warnings, structure_counts
 from fuseq.backend import Backend
-from fuseq.equivalence.lowered import LARGE, sizes
+from fuseq.equivalence.lowered import sizes
 from fuseq.equivalence.result import CheckResult
 from fuseq.errors import FuseqError
 from fuseq.program import Program
@@ -28,6 +27,9 @@ from fuseq.quant.executor import execute
 from fuseq.verify import takes
 
 PROGRAM = "program.safetensors"
+
+SAMPLE_SIDE = 256
+"""Largest height and width of an image kept for reports, which hold every value of it in memory."""
 
 
 def describe_lowering(
@@ -132,24 +134,24 @@ def write_lowered(program: Program, file: Path) -> str:
 def write_sample(program: Program, calibration: Iterable[Any], file: Path) -> None:
     """The first calibration input, so that a report shows values of the kind the model is for.
 
-    One of a batch where its size is free; of an image of more than `LARGE` pixels its middle, where
+    One of a batch where its size is free; of an image larger than `SAMPLE_SIDE` its middle, where
     sizes are free.
     """
     inputs = next(batches_of(program, calibration))
     free = set(program.origin.dynamic)
     if all((i, 0) in free for i in range(len(inputs))):
         inputs = tuple(x[:1] for x in inputs)
-    if len(inputs) == 1 and inputs[0].dim() == 4 and inputs[0][0, 0].numel() > LARGE:
-        middle = _middle(inputs[0], math.isqrt(LARGE))
+    if len(inputs) == 1 and inputs[0].dim() == 4 and max(inputs[0].shape[2:]) > SAMPLE_SIDE:
+        middle = _middle(inputs[0])
         if {(0, 2), (0, 3)} <= free and takes(program, [list(middle.shape)]):
             inputs = (middle,)
     arrays = {f"input.{n}": x.numpy() for n, x in zip(program.input_names, inputs, strict=True)}
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
-def _middle(image: Tensor, side: int) -> Tensor:
+def _middle(image: Tensor) -> Tensor:
     for dim in (2, 3):
-        size = min(image.shape[dim], side)
+        size = min(image.shape[dim], SAMPLE_SIDE)
         image = image.narrow(dim, (image.shape[dim] - size) // 2, size)
     return image
 

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from fuseq.affine.prove import LAYERS, Certificate
 from fuseq.affine.refusal import Refusal
-from fuseq.cli.tables import large, table
+from fuseq.amounts import large
+from fuseq.cli.tables import table
 
 Shown = TypeVar("Shown")
 

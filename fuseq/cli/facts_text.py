@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from rich.console import RenderableType
 from rich.table import Table
 
+from fuseq.amounts import large, memory
 from fuseq.api import structure_counts
 from fuseq.cli.explanation import groups_of, indented, kind_of
 from fuseq.cli.facts import Facts
-from fuseq.cli.tables import large, memory, table
+from fuseq.cli.tables import table
 from fuseq.errors import FuseqError
 from fuseq.memory import largest_value, peak_bytes, value_bytes, weight_bytes
 from fuseq.outlook import Outlook

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,13 @@ from fuseq.cli.options import Arguments, Debug, Inputs, Json, Quiet, Weights
 from fuseq.cli.streams import Result, answer
 
 app = typer.Typer()
+
+
+class Viewer(StrEnum):
+    """Other viewers that take what a report measures."""
+
+    MODEL_EXPLORER = "model-explorer"
+    NETRON = "netron"
 
 
 @app.command("check")
@@ -133,3 +141,41 @@ def bench(
         return command.bench(files, input, runs=runs, warmup=warmup, threads=threads, quiet=quiet)
 
     answer("bench", work, as_json=json, debug=debug)
+
+
+@app.command("report")
+def report(
+    *,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A directory that lower wrote.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="[default: BUNDLE.report.html]"),
+    ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A .npz with one array for each input. [default: what the bundle keeps]",
+        ),
+    ] = None,
+    overlay: Annotated[
+        list[Viewer],
+        typer.Option(
+            help="Write files for another viewer too.", default_factory=list, show_default=False
+        ),
+    ],
+    show: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
+    quiet: Quiet = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write one HTML page about a bundle: checks, images, graphs, values, costs."""
+
+    def work() -> Result:
+        from fuseq.cli import report as command
+
+        return command.report(
+            bundle, out=out, inputs=inputs, overlays=overlay, open_page=show, quiet=quiet
+        )
+
+    answer("report", work, as_json=json, debug=debug)

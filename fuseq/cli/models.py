@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from rich.console import Group, RenderableType
 import fuseq
 from fuseq.affine.prove import Certificate
 from fuseq.affine.refusal import Refusal
+from fuseq.amounts import large
 from fuseq.backend import Backend
 from fuseq.bundle import Bundle, require_writable
 from fuseq.calibration import CalibrationSource, load_calibration
@@ -22,7 +24,7 @@ from fuseq.cli.check_tables import checks_table, verdict
 from fuseq.cli.explanation import explanation
 from fuseq.cli.progress import progress
 from fuseq.cli.streams import Result, message
-from fuseq.cli.tables import large, table
+from fuseq.cli.tables import table
 from fuseq.errors import FuseqError
 from fuseq.pass_spec import parse_backend, parse_passes
 from fuseq.target import Target, load_target, parse_arguments
@@ -158,6 +160,7 @@ def lowered(
         message("note: calibrated on random numbers; the bundle is stamped synthetic")
     message(checks_table(bundle.result))
     message(verdict(bundle.result))
+    message(f"next: fuseq report {shlex.quote(str(bundle.path))}")
     return Result(document, str(bundle.path), bundle.result.passed)
 
 

@@ -40,12 +40,14 @@ class Shade:
         group: nodes with the same word light up together.
         lines: more lines for its tooltip.
         anchor: id of the element with its details, or the empty string.
+        wrong: whether it is marked as wrong.
     """
 
     sqnr_db: float | None = None
     group: str = ""
     lines: tuple[str, ...] = ()
     anchor: str = ""
+    wrong: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class _Box:
             '<text class="op" x="{}" y="{}">{}</text>'
             '<text class="detail" x="{}" y="{}">{}</text>{}</g>'
         ).format(
-            level(self.shade.sqnr_db),
+            level(self.shade.sqnr_db) + " wrong" * self.shade.wrong,
             self.node.name,
             self.shade.group,
             self.shade.anchor,
