@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,18 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 SHAPE = (1, 3, 16, 16)
 
 
-def write(file: Path, after: Sequence[tuple[str, ...]] = ()) -> Path:
+def write(
+    file: Path,
+    after: Sequence[tuple[str, ...]] = (),
+    operands: Mapping[str, np.ndarray] | None = None,
+) -> Path:
     """A file with uint8 inputs `x` and outputs `y`.
 
     Args:
         file: to write.
         after: float ops between the convolution and the last quantizer. Those of one tuple follow
             each other without quantizers; between tuples there is one.
+        operands: further operands of each such op, float constants by name.
     """
     random = np.random.default_rng(0)
     weight = random.integers(-127, 128, (3, 3, 3, 3)).astype(np.int8)
@@ -48,10 +53,10 @@ def write(file: Path, after: Sequence[tuple[str, ...]] = ()) -> Path:
         value = f"{k}"
         for op in ops:
             name = f"{op.lower()}_{len(nodes)}"
-            nodes.append(helper.make_node(op, [value], [name], name))
+            nodes.append(helper.make_node(op, [value, *(operands or {})], [name], name))
             value = name
     nodes.append(helper.make_node("QuantizeLinear", [value, *grid], ["y"], "y.out"))
-    onnx.save(_model(nodes, constants), str(file))
+    onnx.save(_model(nodes, {**constants, **(operands or {})}), str(file))
     return file
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +17,13 @@ from fuseq.backends.qnn import QnnBackend, host
 from fuseq.backends.qnn.chip_checks import shown_integers
 from fuseq.backends.qnn.chips import CHIPS
 from fuseq.backends.qnn.families import ON_SUMS, family_refusals, of_each_family, profile_for
-from fuseq.backends.qnn.files import QDQ, write_files
+from fuseq.backends.qnn.files import write_files
 from fuseq.backends.qnn.htp_runner import HtpRunner
-from fuseq.backends.qnn.lint import refusals
 from fuseq.backends.qnn.op_steps import op_check
 from fuseq.backends.qnn.tolerances import LARGEST_OF_16_BITS, allowed_steps
 from fuseq.bundle import Bundle
-from fuseq.equivalence.limits import Limits
 from fuseq.errors import FuseqError
-from fuseq.pass_spec import parse_passes
 from fuseq.program import Program
-from fuseq.rewrite import Pipeline
 
 MISSING = host.host_problem() or (None if host.wheel_version() else "no onnxruntime-qnn wheel here")
 needs_emulator = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
@@ -169,43 +164,3 @@ def test_a_wrong_weight_in_the_file_is_found_and_named(tmp_path) -> None:
     assert not check.passed
     assert first is not None
     assert first.node == "tail"
-
-
-@needs_emulator
-@pytest.mark.parametrize("op", ["sigmoid", "tanh", "hardsigmoid"])
-def test_a_wrong_result_of_the_compiler_is_found_without_the_lint(op: str, tmp_path) -> None:
-    """16 bits on a grid of their own: the compiler puts another in its place, without a word."""
-    activations = {"sigmoid": nn.Sigmoid(), "tanh": nn.Tanh(), "hardsigmoid": nn.Hardsigmoid()}
-    torch.manual_seed(0)
-    image = (torch.rand(1, 3, 64, 64),)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), activations[op], nn.Conv2d(8, 4, 1))
-    free = replace(QnnBackend.profile, fixed={})
-    steps = parse_passes(
-        "fuse-affine,legalize,quantize{activation=uint16}", profile=free, calibration=[image]
-    )
-    program = Pipeline(steps).run(fuseq.capture(model, image))
-    assert "QNN103" in refusals(program)[0].reason
-    write_files(program, tmp_path, integer_io=True, layout="nhwc")
-    shown = shown_integers(program, HtpRunner(tmp_path / QDQ, NEW))
-    check, first = op_check("ops", "", program, shown, image)
-    assert not check.passed
-    assert first is not None
-    assert first.node == op
-    assert check.metrics["max_lsb"] > 256
-
-
-@needs_emulator
-def test_a_context_binary_is_compared_with_the_file_it_came_from(tmp_path) -> None:
-    bundle = lowered(tmp_path, nn.ReLU(), "sm8750")
-    binary = bundle.path / "sm8750" / "model_ctx_qnn.bin"
-    limits = Limits(max_lsb=1, within_1lsb=1.0)
-    [near] = fuseq.check(bundle.path, binary, limits=limits).checks
-    assert near.passed
-    assert 0 <= near.metrics["differing"] < near.metrics["total"] / 10
-    [fidelity] = fuseq.check(bundle.file("float"), binary, "natural", samples=1).checks
-    assert fidelity.metrics["sqnr_db"] > 30
-    assert "not verified on a device" in fidelity.note
-    alone = tmp_path / "model_ctx_qnn.bin"
-    alone.write_bytes(binary.read_bytes())
-    with pytest.raises(FuseqError, match="FQ013"):
-        fuseq.check(bundle.path, alone)

@@ -86,14 +86,6 @@ def test_an_unknown_operation_is_named_with_the_reason(tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_operation_in_float_is_named(tmp_path) -> None:
-    model = qdq_files.write(tmp_path / "m.onnx", [("Tanh", "Sigmoid")])
-    with pytest.raises(FuseqError, match="FQ303") as raised:
-        emulator.compile_context(model, CHIP, tmp_path / "out")
-    assert "`sigmoid_6` (Sigmoid), `tanh_5` (Tanh)" in str(raised.value)
-    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
-
-
 def test_a_damaged_context(compiled, x, tmp_path) -> None:
     (tmp_path / "model_ctx.onnx").write_bytes(compiled.context.read_bytes())
     (tmp_path / "model_ctx_qnn.bin").write_bytes(compiled.binary.read_bytes()[:1000])
