@@ -64,8 +64,12 @@ def first_line(error: BaseException) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text of a model in one line: a control character could start a line of its own."""
-    return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+    """Text of a model in one line, without what could start a line of its own or hide a part.
+
+    Control and format characters, separators of lines and halves of surrogates become spaces.
+    """
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(" " if unicodedata.category(c) in hidden else c for c in text)
 
 
 class FuseqError(Exception):

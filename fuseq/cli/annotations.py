@@ -64,7 +64,8 @@ def _line(id: str, check: Check, targets: Iterable[str], root: Path) -> str:
     measured = f"measured {numbers(check.metrics)}; allowed {numbers(check.gate)}"
     said = [place(check), f"{check.pair} {check.output}".strip(), measured]
     message = one_line("; ".join(part for part in said if part))
-    shown = ",".join(f"{name}={_escaped(v, _PROPERTY)}" for name, v in properties.items())
+    escaped = {name: _escaped(one_line(v), _PROPERTY) for name, v in properties.items()}
+    shown = ",".join(f"{name}={value}" for name, value in escaped.items())
     return f"::error {shown}::{_escaped(message, _MESSAGE)}"
 
 

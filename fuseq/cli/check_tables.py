@@ -16,11 +16,12 @@ def checks_table(result: CheckResult) -> Table:
     """One row per check, and one per metric below it."""
     shown = table("check", "measured", "", "limit", "")
     for item in result.checks:
-        mark = "reported" if not item.gate else "passed" if item.passed else "FAILED"
+        mark = "FAILED" if not item.passed else "passed" if item.gate else "reported"
         shown.add_row(one_line(item.id), one_line(item.pair), "", "", mark, end_section=False)
         for name, value in item.metrics.items():
             limit = item.gate.get(name, item.gate.get(f"{name}_min"))
-            shown.add_row("", f"  {name}", number(value), "" if limit is None else number(limit))
+            allowed = "" if limit is None else number(limit)
+            shown.add_row("", one_line(f"  {name}"), number(value), allowed)
         if item.divergence:
             first = f"`{item.divergence.node}` {item.divergence.source}"
             shown.add_row("", one_line(f"  first: {first}"))

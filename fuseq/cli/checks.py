@@ -127,7 +127,7 @@ def check(
     results: dict[str, CheckResult] = {}
     with progress(quiet, {}) as report:
         for request in requests:
-            results[request.id] = _run(request, layers, bisect, report, len(requests) > 1)
+            results[request.id] = _run(request, layers, bisect, report)
     whole = _together(results)
     if not whole.checks:
         whole.raise_for_status()
@@ -147,14 +147,12 @@ def check(
     return Result(document, Group(*shown), whole.passed)
 
 
-def _run(
-    request: Request, layers: bool, bisect: bool, report: Progress, named: bool
-) -> CheckResult:
+def _run(request: Request, layers: bool, bisect: bool, report: Progress) -> CheckResult:
     """One check; errors say which it was."""
     loaded: list[Target] = []
     try:
         sides = [_side(request, name, report, loaded) for name in (request.ref, *request.cands)]
-        report(request.id if named else "compare", 0)
+        report(request.id if request.file else "compare", 0)
         evaluate = loaded[0].function("evaluate") if loaded else None
         return fuseq.check(
             sides[0],
@@ -169,9 +167,10 @@ def _run(
             evaluate=evaluate,
         )
     except FuseqError as error:
-        if not named:
+        if request.file is None:
             raise
-        where = "; ".join(part for part in (f"check '{request.id}'", error.where) if part)
+        place = f"{request.file}, check '{request.id}'"
+        where = "; ".join(part for part in (place, error.where) if part)
         raise FuseqError(
             error.code, error.what, where=where, why=error.why, fix=error.fix
         ) from error

@@ -65,9 +65,10 @@ def _cut(head: Sequence[str], rows: Sequence[str], room: int) -> str:
 def _row(id: str, check: Check) -> str:
     first = check.divergence
     where = f"{_code(first.node)} {_code(first.source)}" if first else ""
-    mark = "reported" if not check.gate else "passed" if check.passed else "**FAILED**"
+    mark = "**FAILED**" if not check.passed else "passed" if check.gate else "reported"
     cells = (_code(id), _code(check.candidate), _code(label(check)), check.kind)
-    return _cells((*cells, numbers(check.metrics), numbers(check.gate), where, mark))
+    measured, allowed = _code(numbers(check.metrics)), _code(numbers(check.gate))
+    return _cells((*cells, measured, allowed, where, mark))
 
 
 def _layer(layer: Layer) -> str:

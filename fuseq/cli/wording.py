@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fuseq.equivalence.result import Check
+from fuseq.errors import one_line
 
 
 def number(value: float) -> str:
@@ -14,7 +15,8 @@ def number(value: float) -> str:
 
 def numbers(values: Mapping[str, float | int]) -> str:
     """Metrics or limits in a row."""
-    return ", ".join(f"{name} {number(value)}" for name, value in values.items()) or "nothing"
+    shown = ", ".join(f"{name} {number(value)}" for name, value in values.items())
+    return one_line(shown) or "nothing"
 
 
 def place(check: Check) -> str:

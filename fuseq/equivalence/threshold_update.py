@@ -40,6 +40,8 @@ def updated(file: Path, text: str, measured: Mapping[str, Sequence[Check]]) -> s
     for number, entry in enumerate(wanted["check"]):
         end = blocks[number + 1] if number + 1 < len(blocks) else len(lines)
         for key, value in _new_limits(entry, measured.get(entry["id"], ())).items():
+            if entry[key] == value:
+                continue
             entry[key] = value
             for n in range(blocks[number], end):
                 if re.match(rf"\s*{key}\s*=", lines[n]):

@@ -46,6 +46,7 @@ class Request:
         arguments: of the factory of a target, `key=value`.
         shapes: example inputs of a target.
         weights: state dict of a target.
+        file: thresholds file that asks for it, if one does.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Request:
     arguments: tuple[str, ...] = ()
     shapes: tuple[str, ...] = ()
     weights: Path | None = None
+    file: Path | None = None
 
 
 def read_thresholds(file: Path) -> list[Request]:
@@ -216,6 +218,7 @@ def _request(table: _Table) -> Request:
         table.texts("arg"),
         table.texts("input"),
         None if weights is None else Path(table.path("weights", weights)),
+        table.file,
     )
 
 

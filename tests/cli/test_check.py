@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from fuseq.backends.tflite.file import METADATA, packed, unpacked
-from tests.cli.check_files import FIRST, SECOND, fuseq_check, make_repository, plant, process
+from tests.cli.check_files import FIRST, MODEL, SECOND, fuseq_check, make_repository, plant, process
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +234,54 @@ def test_paths_are_relative_to_the_thresholds_file(place: Path, tmp_path: Path) 
     elsewhere.mkdir()
     answer = fuseq_check(elsewhere, "-f", os.path.relpath(place / "fuseq.check.toml", elsewhere))
     assert answer.status == 0, answer.stderr
+
+
+def test_update_writes_what_was_measured(place: Path) -> None:
+    file = place / "fuseq.check.toml"
+    before = file.read_text()
+    refused = fuseq_check(place, "--update", CI="true")
+    assert (refused.status, refused.code) == (2, "FQ012")
+    assert file.read_text() == before
+    answer = fuseq_check(place, "--update")
+    assert answer.status == 0, answer.stderr
+    assert "-sqnr_db = 40.0  # dB" in answer.stdout
+    after = file.read_text()
+    changed = [b for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
+    assert [line.split(" = ")[0] for line in changed] == ["sqnr_db", "psnr_db", "metric_drop"]
+    assert after.startswith("# what this repository commits to\n")
+    assert "  # dB\n" in after
+    assert fuseq_check(place).status == 0  # it just passes
+    assert "no limit changed" in fuseq_check(place, "--update").stdout
+    file.write_text(after.replace("[0, 1]", "[0, 1e-3]"))
+    assert fuseq_check(place).status == 1
+
+
+TWO = MODEL.replace("return self.second(y)", "return self.second(y), y[:, :1]")
+
+
+def test_each_output_has_limits_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(TWO)
+    lower = [sys.executable, "-m", "fuseq", "lower", "model.py", "-b", "onnx", "-o", "two", "-q"]
+    subprocess.run(lower, cwd=tmp_path, check=True, capture_output=True)
+
+    def limited(limits: str) -> Path:
+        head = '[[check]]\nid = "a"\nref = "model.py"\ncand = "two"\ninputs = "natural"\n'
+        (tmp_path / "t.toml").write_text(head + limits)
+        return tmp_path
+
+    answer = fuseq_check(limited("sqnr_db = { output_0 = 20 }"), "-f", "t.toml", "--json")
+    assert answer.status == 0, answer.stderr
+    gates = {check["output"]: check["gate"] for check in answer.document["checks"]}
+    assert gates == {"output_0": {"sqnr_db_min": 20}, "output_1": {}}
+    answer = fuseq_check(
+        limited("sqnr_db = { output_0 = 20, output_1 = 300 }"), "-f", "t.toml", "--json"
+    )
+    assert answer.status == 1
+    passed = {check["output"]: check["passed"] for check in answer.document["checks"]}
+    assert passed == {"output_0": True, "output_1": False}
+    wrong = fuseq_check(limited("sqnr_db = { outptu_0 = 20 }"), "-f", "t.toml")
+    assert (wrong.status, wrong.code) == (2, "FQ012")
+    assert "did you mean 'output_0'?" in wrong.stderr
+    assert "t.toml" in wrong.stderr
+    limited("metric_drop = { psnr = 0.1 }")
+    assert fuseq_check(tmp_path, "-f", "t.toml").code == "FQ012"
