@@ -11,14 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 import typer
 from torch import nn
 
+import fuseq
 from fuseq import errors, ops
 from fuseq.affine import refusal
 from fuseq.cli.commands import app
+from fuseq.equivalence.input_sets import GENERATED
+from fuseq.equivalence.thresholds import KEYS
 from fuseq.quant.profile import Profile
 from tests.shown_blocks import (
     ROOT,
@@ -224,3 +228,26 @@ def test_the_profile_is_described():
 def test_every_refusal_code_is_described():
     described = [row[0].strip("`") for row in table_rows("fusion.md", "## Refusals")]
     assert described == list(refusal.CODES)
+
+
+def test_every_generated_set_is_described():
+    described = [row[0].strip("`") for row in table_rows("checks.md", "## Inputs")]
+    assert described == list(GENERATED)
+
+
+def test_every_key_of_a_thresholds_file_is_described():
+    rows = table_rows("checks-in-ci.md", "## The thresholds file")
+    described = [row[0].strip("`") for row in rows]
+    assert sorted(described) == sorted(KEYS)
+
+
+def test_every_check_of_a_bundle_is_described(tmp_path: Path):
+    x = torch.rand(1, 3, 8, 8)
+    made = fuseq.lower(nn.Conv2d(3, 2, 3), x, out=tmp_path / "b", calibration=[x], check=False)
+    file = made.path / "model.int8.qdq.onnx"
+    model = onnx.load(file)
+    model.doc_string = "changed"
+    onnx.save(model, file)
+    shown = [re.sub("parity-.*", "parity-<shape>", c.id) for c in fuseq.check(made.path).checks]
+    described = [row[0].strip("`") for row in table_rows("checks.md", "## A bundle in itself")]
+    assert described == shown
