@@ -228,10 +228,3 @@ def masked(text: str) -> list[str]:
     text = re.sub(r"\b\d(\.\d+)?e-\d+\b", "E", text)
     text = re.sub(r"\b\d+\.\d+\.\d+\b", "VERSION", text)
     return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-
-
-def first_lines(page: Path) -> Iterator[tuple[str, str]]:
-    """Page and first line of each block that is marked as not run."""
-    for block in blocks(page):
-        if not block.run:
-            yield str(page.relative_to(ROOT)), block.text.partition("\n")[0]
