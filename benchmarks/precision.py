@@ -31,7 +31,7 @@ import fuseq
 from fuseq import plugins
 from fuseq.equivalence import fidelity
 from fuseq.program import Program
-from fuseq.quant.arithmetic.base import exact_sum
+from fuseq.quant.arithmetic.exact_sums import exact_sum
 from fuseq.quant.grid import affine_grid
 from fuseq.target import load_target
 

@@ -28,15 +28,15 @@ from fuseq.backends.tflite.arrangement import (
     stored_shape,
 )
 from fuseq.backends.tflite.file import Array, File
-from fuseq.backends.tflite.forms import FORMS, Site
+from fuseq.backends.tflite.forms import FORMS
 from fuseq.backends.tflite.layers import (
-    NO_ACTIVATION,
     Stored,
     Weights,
     as_metadata,
     write_layer,
 )
 from fuseq.backends.tflite.order import block_orders
+from fuseq.backends.tflite.site import NO_ACTIVATION, Site
 from fuseq.program import Program
 from fuseq.quant.grid import Grid
 from fuseq.quant.structure import bounds, flat_arguments

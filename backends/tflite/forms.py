@@ -7,14 +7,13 @@ the op.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from ai_edge_litert import schema_py_generated as schema
-from torch import fx, nn
+from torch import nn
 
 from fuseq.backends.tflite.arrangement import (
     inverse,
@@ -26,62 +25,10 @@ from fuseq.backends.tflite.arrangement import (
     stored_shape,
     transposed,
 )
-from fuseq.backends.tflite.file import File
-from fuseq.backends.tflite.layers import NO_ACTIVATION, padded
-from fuseq.program import Program
+from fuseq.backends.tflite.site import Form, Site
+from fuseq.backends.tflite.windows import adaptive_avg_pool, avg_pool, max_pool
 from fuseq.quant.grid import Grid, slope_grid
 from fuseq.quant.structure import bounds
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where an op is written.
-
-    Attributes:
-        file: to write to.
-        program: the node's.
-        node: the op.
-        inputs: tensors of its operands, as stored.
-        output: tensor of its result, as stored.
-        in_block_order: whether the channels on the deep side of a pixel shuffle are in block order.
-        fused: activation of the schema that the op computes, if it absorbs one.
-    """
-
-    file: File
-    program: Program
-    node: fx.Node
-    inputs: Sequence[int]
-    output: int
-    in_block_order: bool = False
-    fused: int = NO_ACTIVATION
-
-    def shape_of_operand(self) -> tuple[int, ...]:
-        """Shape of the first operand in the program."""
-        return self.program.shape(self.node.all_input_nodes[0])
-
-    def op(self, code: str, options: str = "", **fields: Any) -> None:
-        """Add the one operator of this op."""
-        self.file.op(code, self.inputs, self.output, options, **fields)
-
-    def step(
-        self,
-        code: str,
-        inputs: Sequence[int],
-        shape: Sequence[int],
-        options: str = "",
-        **fields: Any,
-    ) -> int:
-        """Add an operator whose result is an inner float tensor of a shape, as stored."""
-        inner = self.file.like(self.output, f"{self.node.name}.{code.lower()}", shape)
-        return self.file.op(code, inputs, inner, options, **fields)
-
-    def number(self, value: float) -> int:
-        """A float constant."""
-        name = f"{self.node.name}.constant"
-        return self.file.constant(name, np.full((1,), value, np.float32))
-
-
-Form: TypeAlias = Callable[[Site], None]
 
 
 def _plain(code: str, options: str = "") -> Form:
@@ -212,50 +159,6 @@ def _instance_norm(site: Site) -> None:
     bias = file.constant(f"{name}.bias", norm.bias.detach().numpy())
     scaled = site.step("MUL", [normed, weight], shape, "Mul")
     file.op("ADD", [scaled, bias], site.output, "Add")
-
-
-def _max_pool(site: Site) -> None:
-    grid = site.file.grids[site.output]
-    lowest = float(np.finfo(np.float32).min) if grid is None else grid.qmin
-    _pool(site, "MAX_POOL_2D", site.node.kwargs["padding"], lowest)
-
-
-def _avg_pool(site: Site) -> None:
-    """Never SAME, which does not count what it pads."""
-    _pool(site, "AVERAGE_POOL_2D", site.node.kwargs["padding"], None, same=False)
-
-
-def _pool(site: Site, code: str, padding: Any, fill: float | None, *, same: bool = True) -> None:
-    k: dict[str, Any] = dict(site.node.kwargs)
-    kernel, stride, file, name = k["kernel_size"], k["stride"], site.file, site.node.name
-    source, mode = padded(
-        file, name, site.inputs[0], site.output, kernel, stride, padding, fill=fill, same=same
-    )
-    _window(file, code, source, site.output, kernel, stride, mode)
-
-
-def _window(
-    file: File, code: str, source: int, output: int, kernel: Any, stride: Any, mode: int
-) -> None:
-    file.op(
-        code,
-        [source],
-        output,
-        "Pool2D",
-        padding=mode,
-        filterHeight=kernel[0],
-        filterWidth=kernel[1],
-        strideH=stride[0],
-        strideW=stride[1],
-    )
-
-
-def _adaptive_avg_pool(site: Site) -> None:
-    sizes = site.file.shapes[site.inputs[0]][1:3]
-    outputs = site.file.shapes[site.output][1:3]
-    kernel = [n // m for n, m in zip(sizes, outputs, strict=True)]
-    mode = schema.Padding.VALID
-    _window(site.file, "AVERAGE_POOL_2D", site.inputs[0], site.output, kernel, kernel, mode)
 
 
 def _mean(site: Site) -> None:
@@ -408,9 +311,9 @@ FORMS: dict[str, Form] = {
     "gelu": _gelu,
     "softmax": _softmax,
     "instance_norm": _instance_norm,
-    "max_pool": _max_pool,
-    "avg_pool": _avg_pool,
-    "adaptive_avg_pool": _adaptive_avg_pool,
+    "max_pool": max_pool,
+    "avg_pool": avg_pool,
+    "adaptive_avg_pool": adaptive_avg_pool,
     "mean": _mean,
     "interpolate": _interpolate,
     "interpolate_nearest": _interpolate,

@@ -17,10 +17,10 @@ from torch import nn
 
 from fuseq.backends.tflite.arrangement import block_order
 from fuseq.backends.tflite.file import Array, File
+from fuseq.backends.tflite.site import NO_ACTIVATION
+from fuseq.backends.tflite.windows import padded
 from fuseq.quant.grid import Grid, bias_grid
-from fuseq.quant.solve import Layer
-
-NO_ACTIVATION: int = schema.ActivationFunctionType.NONE
+from fuseq.quant.solve import Layer, output_axis
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def write_layer(
     if depthwise:
         axes = (1, 2, 3, 0)
     array, weight_grid = weights.weight, weights.weight_grid
-    channels = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+    channels = output_axis(layer)
     if weights.bias is None:  # kernels want one
         bias, added = _zero_bias(file, source, array.shape[channels], weight_grid)
     else:
@@ -211,65 +211,6 @@ def _transposed(
         end = [b + n for b, n in zip(begin, file.shapes[output], strict=True)]
         corners = [file.integers(*v) for v in (begin, end, (1, 1, 1, 1))]
         file.op("STRIDED_SLICE", [whole, *corners], output, "StridedSlice")
-
-
-def padded(
-    file: File,
-    name: str,
-    source: int,
-    output: int,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int] = (1, 1),
-    fill: float | None = None,
-    same: bool = True,
-) -> tuple[int, int]:
-    """A window's input with torch's padding: the tensor to read and the padding to name.
-
-    SAME where it means the same for every size, else PAD and VALID: with a stride, SAME pads less
-    at the top than at the bottom, and torch equally.
-
-    Args:
-        file: to write to.
-        name: of the op, for a padded tensor.
-        source: tensor `(N, H, W, C)`.
-        output: tensor `(N, H', W', C')`.
-        kernel: height and width of the window.
-        stride: of the window.
-        padding: of torch, at each side.
-        dilation: of the window.
-        fill: what to pad with, instead of real zero: "lowest" values of a maximum.
-        same: whether SAME may be named.
-    """
-    span = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
-    needed, sizes = _reach(file, output, span, stride), file.shapes[source][1:3]
-    if not any(padding) and all(n <= m for n, m in zip(needed, sizes, strict=True)):
-        return source, schema.Padding.VALID
-    if same and tuple(stride) == (1, 1) and span == [2 * p for p in padding]:
-        return source, schema.Padding.SAME
-    after = [max(0, n - m - p) for n, m, p in zip(needed, sizes, padding, strict=True)]
-    amounts = [(0, 0), *zip(padding, after, strict=True), (0, 0)]
-    key = (source, tuple(amounts), fill)
-    if key in file.pads:  # of another window on the same input
-        return file.pads[key], schema.Padding.VALID
-    shape = [n + sum(a) for n, a in zip(file.shapes[source], amounts, strict=True)]
-    wide = file.pads[key] = file.like(source, f"{name}.padded", shape)
-    corners = file.integers(*amounts)
-    if fill is None:
-        file.op("PAD", [source, corners], wide, "Pad")
-    else:
-        dtype, grid = file.dtypes[source], file.grids[source]
-        lowest = np.full((1,), fill, dtype)
-        value = file.constant(f"{name}.fill", lowest, grid)
-        file.op("PADV2", [source, corners, value], wide, "PadV2")
-    return wide, schema.Padding.VALID
-
-
-def _reach(file: File, output: int, span: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
-    """Rows and columns that the windows of a result cover."""
-    sizes = file.shapes[output][1:3]
-    return tuple((n - 1) * s + k + 1 for n, s, k in zip(sizes, stride, span, strict=True))
 
 
 def as_metadata(stored: Mapping[str, Stored]) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from typing import Any
 import ai_edge_litert
 import numpy as np
 import torch
-from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from fuseq.backend import Runner
 from fuseq.backends.tflite.arrangement import in_program_order, stored_axes
-from fuseq.backends.tflite.file import TYPES, Array, metadata_of, operators, packed, unpacked
+from fuseq.backends.tflite.file import Array, packed, unpacked
+from fuseq.backends.tflite.graph import Tensor, read_graph
 from fuseq.errors import FuseqError, first_line
 from fuseq.quant.grid import LIMITS, Grid
 from fuseq.quiet import quiet_streams
@@ -52,15 +52,14 @@ class LiteRtRunner(Runner):
         self._file, self._reference, self._threads = file, reference, threads
         self._data = file.read_bytes()
         self._interpreter = self._load(self._data)
-        self._model = unpacked(self._data)
-        self._metadata = metadata_of(self._model)
+        self._graph = read_graph(self._data)
         self._shown: Any = None
         inputs = self._interpreter.get_input_details()
         self.shapes = tuple(self._open_shape(spec) for spec in inputs)
         self.dtypes = tuple(np.dtype(spec["dtype"]).name for spec in inputs)
         self.output_names = self._named_outputs()
-        self.says_layout = "layout" in self._metadata
-        self.quantized = any(len(_scales(tensor)) for tensor in self._model.subgraphs[0].tensors)
+        self.says_layout = "layout" in self._graph.metadata
+        self.quantized = any(tensor.quantized for tensor in self._graph.tensors)
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
         """Outputs for inputs, channels first."""
@@ -76,18 +75,18 @@ class LiteRtRunner(Runner):
 
     def integers(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
         """Integers of every value of the program that is on a grid, by its name."""
-        return self._values(inputs, lambda tensor: bool(len(_scales(tensor))))
+        return self._values(inputs, lambda tensor: tensor.quantized)
 
     def reals(self, *inputs: np.ndarray) -> Mapping[str, np.ndarray]:
         """Values of the program that are floats in the file, by name."""
-        return self._values(inputs, lambda tensor: tensor.type == schema.TensorType.FLOAT32)
+        return self._values(inputs, lambda tensor: tensor.dtype == "float32")
 
     def _values(
-        self, inputs: Sequence[np.ndarray], chosen: Callable[[Any], bool]
+        self, inputs: Sequence[np.ndarray], chosen: Callable[[Tensor], bool]
     ) -> dict[str, np.ndarray]:
-        tensors = self._model.subgraphs[0].tensors
-        indices = {_text(t.name): i for i, t in enumerate(tensors)}
-        wanted = {name: indices[t] for name, t in self._metadata.get("values", {}).items()}
+        tensors = self._graph.tensors
+        indices = {tensor.name: tensor.index for tensor in tensors}
+        wanted = {name: indices[t] for name, t in self._graph.metadata.get("values", {}).items()}
         if self._shown is None:
             self._shown = self._load(_with_outputs(self._data, sorted(set(wanted.values()))))
         order = sorted({index for index in wanted.values() if chosen(tensors[index])})
@@ -96,19 +95,18 @@ class LiteRtRunner(Runner):
 
     def parameters(self) -> Mapping[str, np.ndarray]:
         """Scales, zero points and integers in the file, by the names of the table."""
-        graph = self._model.subgraphs[0]
-        tensors = {_text(tensor.name): tensor for tensor in graph.tensors}
+        tensors = {tensor.name: tensor for tensor in self._graph.tensors}
         found: dict[str, np.ndarray] = {}
-        for name, stored in self._metadata.get("values", {}).items():
-            if len(_scales(tensors[stored])):
+        for name, stored in self._graph.metadata.get("values", {}).items():
+            if tensors[stored].quantized:
                 found |= _grid(name, tensors[stored])
-        for name, how in self._metadata.get("constants", {}).items():
+        for name, how in self._graph.metadata.get("constants", {}).items():
             tensor = tensors[name]
-            if not len(_scales(tensor)):
+            if not tensor.quantized or tensor.content is None:
                 continue
             is_operand = "shape" in how
             found |= _grid(name, tensor, None if is_operand else how.get("output_block", 0))
-            found[name] = _restored(_content(self._model, tensor), how)
+            found[name] = _restored(tensor.content, how)
         return found
 
     def grids(self) -> tuple[tuple[Grid | None, ...], tuple[Grid | None, ...]]:
@@ -118,12 +116,12 @@ class LiteRtRunner(Runner):
 
     def float_ops(self) -> Mapping[str, int]:
         """Operators on floats, with their number; what only moves values does not count."""
-        graph = self._model.subgraphs[0]
-        found: Counter[str] = Counter()
-        for operator, code in zip(graph.operators, operators(self._model), strict=True):
-            floats = [graph.tensors[i].type == schema.TensorType.FLOAT32 for i in operator.outputs]
-            if any(floats) and code not in _MOVES:
-                found[code] += 1
+        found = Counter(
+            operator.code
+            for operator in self._graph.operators
+            if operator.code not in _MOVES
+            and any(tensor.dtype == "float32" for tensor in operator.outputs)
+        )
         return dict(sorted(found.items()))
 
     # --- the interpreter ---
@@ -164,14 +162,9 @@ class LiteRtRunner(Runner):
 
     def _named_outputs(self) -> tuple[str, ...]:
         """Names of the outputs in the interpreter's order, where a signature has them."""
-        graph = self._model.subgraphs[0]
-        names = {
-            entry.tensorIndex: _text(entry.name)
-            for signature in self._model.signatureDefs or ()
-            for entry in signature.outputs
-        }
-        known = all(index in names for index in graph.outputs)
-        return tuple(names[index] for index in graph.outputs) if known else ()
+        names = {index: name for _, outputs in self._graph.signatures for name, index in outputs}
+        known = all(index in names for index in self._graph.outputs)
+        return tuple(names[index] for index in self._graph.outputs) if known else ()
 
     # --- how values lie ---
 
@@ -183,7 +176,7 @@ class LiteRtRunner(Runner):
         return tuple(stored[stored_axes(len(stored)).index(d)] for d in range(len(stored)))
 
     def _channels_last(self, rank: int) -> bool:
-        return self._metadata.get("layout") == "nhwc" and rank >= 4
+        return self._graph.metadata.get("layout") == "nhwc" and rank >= 4
 
     def _inward(self, x: np.ndarray) -> np.ndarray:
         return x.transpose(stored_axes(x.ndim)) if self._channels_last(x.ndim) else x
@@ -192,7 +185,7 @@ class LiteRtRunner(Runner):
         return in_program_order(y, stored_axes(y.ndim)) if self._channels_last(y.ndim) else y
 
     def _value(self, name: str, array: np.ndarray) -> np.ndarray:
-        block = self._metadata["block_order"].get(name, 0)
+        block = self._graph.metadata["block_order"].get(name, 0)
         return in_program_order(array, stored_axes(array.ndim), block, axis=1)
 
 
@@ -215,10 +208,9 @@ def _restored(array: Array, how: Mapping[str, Any]) -> Array:
     return array.reshape(how["shape"]) if "shape" in how else array
 
 
-def _grid(name: str, tensor: Any, block: int | None = None) -> dict[str, Array]:
+def _grid(name: str, tensor: Tensor, block: int | None = None) -> dict[str, Array]:
     """Scale and zero point, 0-d; of each channel, in the program's order, with a `block`."""
-    scale = np.array(tensor.quantization.scale, np.float32)
-    zero_point = np.array(tensor.quantization.zeroPoint, np.int32)
+    scale, zero_point = tensor.scales, tensor.zero_points.astype(np.int32)
     if block is None:
         scale, zero_point = scale.reshape(()), zero_point.reshape(())
     elif block:
@@ -232,21 +224,3 @@ def _grid_of(spec: Mapping[str, Any]) -> Grid | None:
         return None
     scale, zero_point = (torch.tensor(parameters[key][0]) for key in ("scales", "zero_points"))
     return Grid(scale, zero_point, dtype)
-
-
-def _content(model: Any, tensor: Any) -> Array:
-    dtype = next(name for name, kind in TYPES.items() if kind == tensor.type)
-    data = np.asarray(model.buffers[tensor.buffer].data, np.uint8)
-    return data.view(dtype).reshape(tensor.shape)
-
-
-def _scales(tensor: Any) -> Sequence[float]:
-    quantization = tensor.quantization
-    if quantization is None or quantization.scale is None:
-        return ()
-    scales: Sequence[float] = quantization.scale
-    return scales
-
-
-def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else name

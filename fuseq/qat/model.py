@@ -15,9 +15,8 @@ from fuseq.model_copy import unwrapped
 from fuseq.program import PassRecord, Program
 from fuseq.qat import distribution
 from fuseq.qat.training import TrainingRunner, require_finite, used_intervals
-from fuseq.quant.arithmetic.base import along
 from fuseq.quant.executor import execute
-from fuseq.quant.grid import SMALLEST_SCALE, Grid
+from fuseq.quant.grid import SMALLEST_SCALE, Grid, along
 from fuseq.quant.profile import Profile
 from fuseq.quant.solve import (
     Layer,
@@ -25,6 +24,7 @@ from fuseq.quant.solve import (
     freeze,
     has_one_scale,
     layers,
+    output_axis,
     require_scales,
     resolved,
     weight_grid,
@@ -192,7 +192,7 @@ class QatModel(nn.Module):
         grids = self._activation_grids()
         for path, layer, source in self._layers():
             scale = self._weight_grid(path, layer, grids[source]).scale
-            limit = 127 * along(scale, layer.weight, _axis(layer))
+            limit = 127 * along(scale, layer.weight, output_axis(layer))
             layer.weight.copy_(layer.weight.clamp(-limit, limit))
 
     @torch.no_grad()
@@ -247,7 +247,7 @@ class QatModel(nn.Module):
         if has_one_scale(layer, self.profile):
             return Grid(scale[0], torch.tensor(0, dtype=torch.int32), "int8")
         scale = scale.expand(_channels(layer))
-        return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), "int8", _axis(layer))
+        return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), "int8", output_axis(layer))
 
     @torch.no_grad()
     def _follow(self, extremes: Mapping[str, Sequence[float]]) -> None:
@@ -283,12 +283,8 @@ def _constant(grid: Grid) -> Grid:
     return Grid(grid.scale.detach().clone(), grid.zero_point.clone(), grid.dtype, grid.axis)
 
 
-def _axis(layer: Layer) -> int:
-    return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-
-
 def _channels(layer: Layer) -> int:
-    return layer.weight.shape[_axis(layer)]
+    return layer.weight.shape[output_axis(layer)]
 
 
 def _grown(scale: Tensor, log: Tensor, learns: bool) -> Tensor:

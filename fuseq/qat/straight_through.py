@@ -30,8 +30,8 @@ from torch import Tensor
 from fuseq.qat.addition import added
 from fuseq.qat.gradients import ends, instead, integers, limits, rounded
 from fuseq.qat.weighted import Convolution, learned_sum, weighted
-from fuseq.quant.arithmetic.base import Arithmetic, Function, Pair, along
-from fuseq.quant.grid import Grid
+from fuseq.quant.arithmetic.base import Arithmetic, Function, Pair
+from fuseq.quant.grid import Grid, along
 
 
 class StraightThrough(Arithmetic):

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from fuseq.qat import int8_convolution as int8
 from fuseq.qat.gradients import ends, instead, limits, passed, rounded, uncut
-from fuseq.quant.arithmetic.base import Arithmetic, Pair, along, exact_sum
-from fuseq.quant.grid import LIMITS, Grid, bias_grid
+from fuseq.quant.arithmetic.base import Arithmetic, Pair
+from fuseq.quant.arithmetic.exact_sums import exact_sum
+from fuseq.quant.grid import LIMITS, Grid, along, bias_grid
 
 WEIGHT_LIMITS = (-127, 127)
 

@@ -215,3 +215,12 @@ def quantize_bias(bias: Tensor, grid: Grid) -> Tensor:
     """Integers of a bias, int32: rounded in float64, since int32 is wider than float32 is exact."""
     exact = torch.round(bias.double() / grid.scale.double())
     return grid.saturated(exact)
+
+
+def along(scale: Tensor, like: Tensor, axis: int) -> Tensor:
+    """A 0-d or `[C]` tensor shaped to broadcast along one dimension of `like`."""
+    if scale.dim() == 0:
+        return scale
+    shape = [1] * like.dim()
+    shape[axis] = -1
+    return scale.reshape(shape)

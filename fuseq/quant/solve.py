@@ -183,12 +183,17 @@ def _smallest_scales_of_layer(layer: Layer, grid: Grid, finest: float) -> list[T
     A sum is bounded by the weights of one output channel, the largest input and the bias.
     """
     weight = layer.weight.detach().abs()
-    axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+    axis = output_axis(layer)
     total = weight.sum([d for d in range(weight.dim()) if d != axis]).amax().cpu()
     bound = total * grid.scale * (grid.qmax - grid.qmin)
     if layer.bias is not None:
         bound = bound + layer.bias.detach().abs().amax().cpu()
     return [grid.scale * weight.amax().cpu() / 127 * finest, bound * 2**-30]
+
+
+def output_axis(layer: Layer) -> int:
+    """Dimension of a layer's weight that runs over its output channels."""
+    return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
 
 
 def weight_grid(module: Layer, profile: Profile, input_scale: Tensor) -> Grid:
@@ -199,7 +204,7 @@ def weight_grid(module: Layer, profile: Profile, input_scale: Tensor) -> Grid:
         profile: says whether channels have scales of their own; if not, all have the largest.
         input_scale: scale of the layer's input, 0-d.
     """
-    axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
+    axis = output_axis(module)
     grid = symmetric_grid(module.weight, axis, module.bias, input_scale)
     if has_one_scale(module, profile):
         return Grid(grid.scale.amax(), grid.zero_point[0], "int8")

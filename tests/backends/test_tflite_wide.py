@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fuseq
 from fuseq.backends.tflite import TfliteBackend
-from fuseq.backends.tflite.verifier.graph import read_graph
+from fuseq.backends.tflite.graph import read_graph
 from fuseq.backends.tflite.verifier.grids import LAYERS
 from fuseq.errors import FuseqError
 from tests.backends.test_tflite_corners import OPS, Network

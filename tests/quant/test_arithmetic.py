@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fuseq.quant.arithmetic import Ideal, OnnxRuntime
-from fuseq.quant.arithmetic.base import exact_sum, holds_sums
+from fuseq.quant.arithmetic.exact_sums import exact_sum, holds_sums
 from fuseq.quant.grid import Grid
 from tests.quant.qdq import any_grid, integers
 

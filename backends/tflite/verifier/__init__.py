@@ -7,7 +7,7 @@ the backend. The rules read only the file: a fault in the emitter cannot hide fr
 
 from __future__ import annotations
 
-from fuseq.backends.tflite.verifier.graph import read_graph
+from fuseq.backends.tflite.graph import read_graph
 from fuseq.backends.tflite.verifier.grids import grid_violations
 from fuseq.backends.tflite.verifier.interface import order_violations, signature_violations
 from fuseq.backends.tflite.verifier.shapes import shape_violations

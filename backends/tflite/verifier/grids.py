@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from fuseq.backends.tflite.file import VERSIONS
-from fuseq.backends.tflite.verifier.graph import INDICES, Operator, Tensor
+from fuseq.backends.tflite.graph import INDICES, Operator, Tensor
 from fuseq.backends.tflite.verifier.violation import Violation, broken
 from fuseq.quant.grid import LIMITS
 

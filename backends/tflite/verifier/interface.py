@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fuseq.backends.tflite.verifier.graph import Graph, Tensor
+from fuseq.backends.tflite.graph import Graph, Tensor
 from fuseq.backends.tflite.verifier.violation import Violation, broken
 
 

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from fuseq.backends.tflite.verifier.graph import Operator, Tensor
+from fuseq.backends.tflite.graph import Operator, Tensor
 from fuseq.backends.tflite.verifier.violation import Violation, broken
 
 Shape: TypeAlias = tuple[int, ...]

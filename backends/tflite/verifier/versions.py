@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from fuseq.backends.tflite.file import VERSIONS, version_of_form
-from fuseq.backends.tflite.verifier.graph import Operator
+from fuseq.backends.tflite.graph import Operator
 from fuseq.backends.tflite.verifier.violation import Violation, broken
 
 HIGHEST: Mapping[str, int] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fuseq.backends.tflite.verifier.graph import Operator, Tensor
+from fuseq.backends.tflite.graph import Operator, Tensor
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from ai_edge_litert import schema_py_generated as schema
 
-from fuseq.backends.tflite.verifier.graph import Graph, Operator, Tensor
+from fuseq.backends.tflite.graph import Graph, Operator, Tensor
 from fuseq.backends.tflite.verifier.grids import LAYERS
 from fuseq.backends.tflite.verifier.violation import Violation, broken
 

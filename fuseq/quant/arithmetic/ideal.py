@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fuseq.quant.arithmetic.base import Arithmetic, along
-from fuseq.quant.grid import Grid
+from fuseq.quant.arithmetic.base import Arithmetic
+from fuseq.quant.grid import Grid, along
 
 
 class Ideal(Arithmetic):

@@ -26,9 +26,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fuseq.quant.arithmetic.base import Arithmetic, Pair, along
+from fuseq.quant.arithmetic.base import Arithmetic, Pair
 from fuseq.quant.arithmetic.ort_float import OnnxRuntimeFloat, fma, mean_of_windows
-from fuseq.quant.grid import Grid
+from fuseq.quant.grid import Grid, along
 
 _FLOAT = OnnxRuntimeFloat()
 

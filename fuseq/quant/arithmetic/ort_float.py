@@ -30,8 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuseq.quant.arithmetic.base import Arithmetic, Pair, along
-from fuseq.quant.grid import Grid
+from fuseq.quant.arithmetic.base import Arithmetic, Pair
+from fuseq.quant.grid import Grid, along
 
 # Numerator and denominator in x**2, highest power first (the approximations of Eigen).
 SIGMOID = (

@@ -43,7 +43,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fuseq.quant.arithmetic import interpolated_functions
-from fuseq.quant.arithmetic.base import Arithmetic, Pair, along, exact_sum
+from fuseq.quant.arithmetic.base import Arithmetic, Pair
+from fuseq.quant.arithmetic.exact_sums import exact_sum
 from fuseq.quant.arithmetic.fixed_point import (
     Multiplier,
     low_bits,
@@ -53,7 +54,7 @@ from fuseq.quant.arithmetic.fixed_point import (
 )
 from fuseq.quant.arithmetic.fixed_point_softmax import softmax
 from fuseq.quant.arithmetic.litert import LiteRt, every_integer, gelu_of, round_half_away
-from fuseq.quant.grid import Grid
+from fuseq.quant.grid import Grid, along
 
 
 class TfliteReference(LiteRt):

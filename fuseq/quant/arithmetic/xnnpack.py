@@ -40,12 +40,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fuseq.quant.arithmetic.base import Arithmetic, Pair, along
+from fuseq.quant.arithmetic.base import Arithmetic, Pair
 from fuseq.quant.arithmetic.fixed_point import divide_by_power, high_product, multiplier_of
 from fuseq.quant.arithmetic.litert import LiteRt, every_integer, round_half_away
 from fuseq.quant.arithmetic.litert_default_16 import LiteRtDefault16
 from fuseq.quant.arithmetic.tflite_ref import TfliteReference
-from fuseq.quant.grid import Grid
+from fuseq.quant.grid import Grid, along
 
 _OWN, _SIXTEEN = TfliteReference(), LiteRtDefault16()
 
