@@ -181,7 +181,7 @@ def _spelled(shapes: Sequence[Sequence[int | None]]) -> str:
 
 
 def _seeded(shapes: Sequence[Shape], dtypes: Sequence[str]) -> list[np.ndarray]:
-    """Uniform values: reals in 0..1, integers of a grid in their dtype's range, others 0 or 1."""
+    """Uniform values: reals in 0..1, 8 and 16 bits in their whole range, others 0 or 1."""
     random = np.random.default_rng(0)
     values = []
     for shape, dtype in zip(shapes, dtypes, strict=True):

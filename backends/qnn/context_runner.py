@@ -27,6 +27,7 @@ class ContextRunner(Runner):
     """
 
     name = "bin"
+    emulates = "the HTP of a Snapdragon chip"
 
     def __init__(self, file: Path) -> None:
         """Read what is beside a binary; nothing runs yet.
