@@ -76,7 +76,7 @@ def requests_of(
     few = [
         replace(request, inputs=None)
         for request in wanted
-        if all(_is_artifact(side) for side in (request.ref, *request.cands))
+        if not any(_runs_code(side) for side in (request.ref, *request.cands))
     ]
     if len(few) < len(wanted):
         message(f"left out by --fast: {len(wanted) - len(few)} checks that run a model's code")
@@ -192,6 +192,12 @@ def _together(results: Mapping[str, CheckResult]) -> CheckResult:
 def _is_artifact(name: str) -> bool:
     path = Path(name)
     return os.path.isfile(path / MANIFEST) or (os.path.exists(path) and path.suffix != ".py")
+
+
+def _runs_code(name: str) -> bool:
+    """Whether a side is spelled as a target; a missing artifact is none, and an error."""
+    place, _, factory = name.partition(":")
+    return place.endswith(".py") or (factory.isidentifier() and not os.path.exists(name))
 
 
 def _side(request: Request, name: str, report: Progress, loaded: list[Target]) -> Any:

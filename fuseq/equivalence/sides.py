@@ -213,7 +213,7 @@ def _side_in_bundle(bundle: Bundle, file: Path) -> Side:
     """A file of a bundle; a note says so if it is not the one that was written."""
     bundle.require_intact(REFERENCES)
     manifest, golden = bundle.manifest, bundle.file("golden")
-    runner = _runner(file)
+    runner = _runner_of(bundle, file)
     inputs = golden_inputs(bundle, golden) if golden else ()
     interface = bundle_interface(bundle)
     if not runner.quantized:
@@ -229,6 +229,15 @@ def _side_in_bundle(bundle: Bundle, file: Path) -> Side:
     images = {entry["layout"].lower() for entry in manifest["inputs"] if entry.get("layout")}
     layout = images.pop() if side.layout and images else ""
     return replace(side, outputs=names, golden=inputs, note=note, lowered=lowered, layout=layout)
+
+
+def _runner_of(bundle: Bundle, file: Path) -> Runner:
+    """The backend's own runner of the files it lowers to, else the one of the file's ending."""
+    lowered = [bundle.file(kind) for kind in ("int8", "float")]
+    if file.absolute() in [other.absolute() for other in lowered if other]:
+        runner: Runner = plugins.load("backends", bundle.manifest["backend"])().runner(file)
+        return runner
+    return _runner(file)
 
 
 def golden_inputs(bundle: Bundle, golden: Path) -> tuple[np.ndarray, ...]:

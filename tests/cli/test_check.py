@@ -131,6 +131,11 @@ def test_artifacts_never_run_the_models_code(place: Path) -> None:
 def test_only_artifacts_can_be_fast(place: Path) -> None:
     (place / "fuseq.check.toml").write_text('[[check]]\nid = "a"\nref = "model.py"\n')
     assert (fuseq_check(place, "--fast").status, fuseq_check(place, "--fast").code) == (2, "FQ009")
+    text = '[[check]]\nid = "a"\nref = "model.py"\n[[check]]\nid = "b"\nref = "build/gone"\n'
+    (place / "fuseq.check.toml").write_text(text)
+    missing = fuseq_check(place, "--fast")  # left out it would hold nothing to account
+    assert missing.status == 2
+    assert "build/gone" in missing.stderr
 
 
 def test_two_at_once_do_not_disturb_each_other(place: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fuseq
 from fuseq import Program, verify
-from fuseq.rounding import FACTOR, MISSED, RUNS, float32_bound
+from fuseq.rounding import FACTOR, MISSED, RUNS, float32_bound, float32_bounds
 from tests.networks.randomize import randomized
 from tests.test_networks import NETWORKS
 
@@ -175,3 +175,27 @@ def test_two_programs_are_compared_within_the_derived_bound() -> None:
     (check,) = fuseq.check(before, after).checks
     assert not check.passed
     assert check.gate["max_rel"] < 2e-5 < check.metrics["max_rel"]
+
+
+@pytest.mark.parametrize("name", ["ecbsr", "gated", "mobilenet_v3"])
+def test_the_bound_of_each_value_holds(name: str) -> None:
+    _, program, x = fused(name)
+    bounds = float32_bounds((x,), program)
+    narrow, wide = (
+        fx.Interpreter(form.module, garbage_collect_values=False)
+        for form in (program, program.in_dtype(torch.float64))
+    )
+    with torch.no_grad():
+        narrow.run(x)
+        wide.run(x.double())
+    exact = {node.name: value for node, value in wide.env.items()}
+    values = {
+        n.name: v for n, v in narrow.env.items() if isinstance(v, Tensor) and n.name in bounds
+    }
+    assert len(values) > 5
+    for node, value in values.items():
+        error = float((value.double() - exact[node]).abs().max())
+        assert error <= bounds[node], node
+        assert bounds[node] <= LOOSEST * error or error == 0 or value.numel() < 100, node
+    [output] = program.outputs()
+    assert bounds[output.name] == pytest.approx(float32_bound((x,), program)[0], rel=1)

@@ -18,9 +18,12 @@ from onnx import numpy_helper
 import fuseq
 from fuseq.backends.tflite.file import packed, unpacked
 from fuseq.bundle import MANIFEST, Bundle, read_bundle, sha256
+from fuseq.equivalence.limits import Limits
+from fuseq.pass_spec import parse_backend
 from fuseq.target import load_target
 
 MODEL = """
+import torch
 from torch import nn
 
 
@@ -107,6 +110,8 @@ def test_a_good_bundle_passes_on_every_runtime(backend: str, bundles: dict[str, 
     parities = [check for check in result.checks if check.id.startswith("parity-")]
     assert len(parities) == (2 if backend == "tflite" else 1)
     assert result.first_divergence is None
+    # The backend's own runner, not the one of the file's ending.
+    assert ("emitted" in result.checks[0].note) == (backend == "qnn")
 
 
 @pytest.mark.parametrize("backend", ["onnx", "tflite", "qnn"])
@@ -226,3 +231,20 @@ def test_no_model_code_is_imported(bundles: dict[str, Path], tmp_path: Path) -> 
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("option", ["onnx{io=integer}", "qnn{layout=nchw}"])
+def test_a_raw_file_with_integer_inputs_says_its_grids(option: str, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    target = load_target(str(tmp_path / "model.py"))
+    x, backend = target.example_inputs, parse_backend(option)
+    out = tmp_path / "bundle"
+    bundle = fuseq.lower(target.model, x, backend=backend, out=out, calibration=[x[0]], check=False)
+    file = bundle.file("int8")
+    assert file is not None
+    raw = tmp_path / "raw.onnx"
+    shutil.copy(file, raw)
+    [same] = fuseq.check(file, raw, [(x[0].numpy(),)], limits=Limits(max_lsb=0)).checks
+    assert same.passed
+    [near] = fuseq.check(target.model, raw, [(x[0].numpy(),)], min_sqnr_db=30).checks
+    assert near.passed
