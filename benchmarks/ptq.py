@@ -133,13 +133,14 @@ def super_resolution() -> Case:
     module, get_model = load_function(str(SISR), "get_model")
     data: Any = module._data()
     pairs = list(data.generated_pairs(module.HELD_OUT_SEEDS))
-    held_out = torch.stack([torch.from_numpy(data.to_planes(low)) for low, _ in pairs])
+    held_out = torch.stack([torch.from_numpy(data.images.to_planes(low)) for low, _ in pairs])
 
     def psnr(run: Callable[[Tensor], Tensor]) -> float:
         with torch.no_grad():
             outputs = [run(x[None])[0].numpy().transpose(1, 2, 0) for x in held_out]
         found = [
-            data.psnr(data.to_pixels(y), high) for y, (_, high) in zip(outputs, pairs, strict=True)
+            data.psnr(data.images.to_pixels(y), high)
+            for y, (_, high) in zip(outputs, pairs, strict=True)
         ]
         return float(sum(found) / len(found))
 

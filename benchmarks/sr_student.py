@@ -33,7 +33,6 @@ import contextlib
 import functools
 import hashlib
 import importlib
-import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,29 +75,31 @@ def pairs(seeds: range, size: int = 192) -> list[Any]:
 
 def batches(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless training batches: low `[4, 3, 64, 64]` and high `[4, 3, 192, 192]` in 0..1."""
-    rng, images = np.random.default_rng(seed), pairs(TRAINING_SEEDS, TRAINING_SIZE)
-    draw = example("train").patches
-    return (draw(images, BATCH, PATCH, rng) for _ in itertools.count())
+    images, rng = pairs(TRAINING_SEEDS, TRAINING_SIZE), np.random.default_rng(seed)
+    found: Iterator[tuple[Tensor, Tensor]]
+    found = example("data").images.batches(images, BATCH, PATCH, rng)
+    return found
 
 
 def calibration() -> list[Tensor]:
     """32 low images `[1, 3, 64, 64]` in 0..1, of neither training nor evaluation."""
-    planes = example("data").to_planes
+    planes = example("data").images.to_planes
     return [torch.from_numpy(planes(low))[None] for low, _ in pairs(CALIBRATION_SEEDS)]
 
 
 def trained(seed: int = 0, steps: int = FLOAT_STEPS, start: str = "anchor") -> nn.Module:
     """The multi-branch network after float training, in evaluation mode."""
     model = network(seed, start)
-    sources = [Path(__file__), *(EXAMPLE / f"{name}.py" for name in ("data", "model", "train"))]
+    used = ("data", "model", "bilinear_start", "images", "dead_leaves", "training")
+    sources = [Path(__file__), *(Path(example(name).__file__) for name in used)]
     made_with = b"".join(source.read_bytes() for source in sources) + torch.__version__.encode()
     digest = hashlib.sha256(made_with).hexdigest()[:12]
     file = CACHE / f"{start}-{seed}-{steps}-{digest}.safetensors"
     if not file.exists():
         say(f"training the float network, seed {seed}, {steps} steps")
-        rng, images = np.random.default_rng(seed), pairs(TRAINING_SEEDS, TRAINING_SIZE)
         with contextlib.redirect_stdout(sys.stderr):
-            example("train").train(model, images, steps, FLOAT_RATE, BATCH, PATCH, rng)
+            train = example("train")
+            train.train(model, batches(seed), train.l1, steps, FLOAT_RATE)
         CACHE.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), file)
     model.load_state_dict(load_file(file))
@@ -108,8 +109,8 @@ def trained(seed: int = 0, steps: int = FLOAT_STEPS, start: str = "anchor") -> n
 def network(seed: int, start: str = "anchor") -> nn.Module:
     """The untrained network; stem and head start as bilinear interpolation."""
     torch.manual_seed(seed)
-    model: nn.Module = example("model").SuperResolution(branches=1)
-    example("train").start_as_bilinear(model, **STARTS[start])
+    model: nn.Module = example("model").SuperResolution(block="RepConv")
+    example("bilinear_start").start_as_bilinear(model, **STARTS[start])
     if start == "anchor":
         _keep_image_apart(model)
     return model
@@ -133,7 +134,9 @@ def psnr(run: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> float:
     """
     data = example("data")
     results = [
-        data.psnr(data.to_pixels(run(data.to_planes(low)[None])[0].transpose(1, 2, 0)), high)
+        data.psnr(
+            data.images.to_pixels(run(data.images.to_planes(low)[None])[0].transpose(1, 2, 0)), high
+        )
         for low, high in pairs(HELD_OUT_SEEDS)
     ]
     return float(np.mean(results))

@@ -217,7 +217,7 @@ def frames(side: int) -> list[Tensor]:
     """Eight dead-leaves images `[1, 3, side, side]` in 0..1."""
     data = sr_student.example("data")
     return [
-        torch.from_numpy(data.to_planes(data.dead_leaves(seed, side)))[None]
+        torch.from_numpy(data.images.to_planes(data.dead_leaves(seed, side)))[None]
         for seed in range(70_000, 70_008)
     ]
 

@@ -13,20 +13,26 @@
 `up` is nearest resizing to the size of the skip, then a 3x3 convolution; `mix` is a 1x1
 convolution, `head` a 3x3 one. With c = 32 there are 915,331 parameters, as the paper has.
 
-The structure is the paper's. Images are generated here, and weights are random (see README.md).
+The structure is the paper's; images are generated here (see README.md).
 """
 
-import importlib.util
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).parents[1] / "common"))  # what all examples share
+
+from dead_leaves import dead_leaves
+from images import Pair, Planes, to_pixels, to_planes
+from quality import Run, measure
 
 HERE = Path(__file__).parent
 CALIBRATION_SEEDS = range(80_000, 80_016)
@@ -119,11 +125,19 @@ class QATIE(nn.Module):
         return torch.clamp(x + delta, 0.0, 1.0)
 
 
-def get_model() -> nn.Module:
-    """Return the network, in evaluation mode, float32, with random weights: the same each time."""
+def get_model(channels: int = 16) -> nn.Module:
+    """Return the network, in evaluation mode, float32.
+
+    Args:
+        channels: With 16, which is half of the paper's, the weights committed beside this file are
+            loaded; with any other number, weights are random, and the same each time.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return QATIE().eval()
+        model = QATIE(channels).eval()
+    if channels == 16:
+        model.load_state_dict(load_file(HERE / "weights.safetensors"))
+    return model
 
 
 def example_inputs() -> tuple[Tensor, ...]:
@@ -139,27 +153,36 @@ def calibration_data() -> Iterator[Tensor]:
 
 def preprocess(image: Image.Image) -> Tensor:
     """Turn an image into planes ``(3, height, width)`` in 0..1."""
-    return torch.from_numpy(_images().to_planes(np.asarray(image.convert("RGB"))))
+    return torch.from_numpy(to_planes(np.asarray(image.convert("RGB"))))
 
 
-def evaluate(run: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> dict[str, float]:
+def evaluate(run: Run) -> dict[str, float]:
     """Measure a network on 16 held-out photographs.
 
     Args:
         run: Maps ``(1, 3, 96, 96)`` in 0..1 to the same.
 
     Returns:
-        ``psnr`` of ``run`` and ``psnr_phone`` of the photograph as it is: the mean over the images
-        of the RGB PSNR in dB against the image of the better camera.
+        ``psnr`` (RGB, in dB) and ``ssim`` of ``run`` against the image of the better camera, means
+        over the images, and ``psnr_phone`` of the photograph as it is.
     """
-    networks, phones = [], []
-    for phone, camera in pairs(HELD_OUT_SEEDS):
-        networks.append(_psnr(run(phone[None])[0], camera))
-        phones.append(_psnr(phone, camera))
-    return {"psnr": float(np.mean(networks)), "psnr_phone": float(np.mean(phones))}
+    photographs = _held_out()
+    phone = measure(lambda x: x, photographs)["psnr"]
+    return {**measure(run, photographs), "psnr_phone": phone}
 
 
-def pairs(seeds: Iterable[int]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+@cache
+def _held_out() -> list[Pair]:
+    return list(photograph_pairs(HELD_OUT_SEEDS))
+
+
+def photograph_pairs(seeds: Iterable[int]) -> Iterator[Pair]:
+    """Yield what `pairs` yields as 8-bit images."""
+    for phone, camera in pairs(seeds):
+        yield to_pixels(phone.transpose(1, 2, 0)), to_pixels(camera.transpose(1, 2, 0))
+
+
+def pairs(seeds: Iterable[int]) -> Iterator[tuple[Planes, Planes]]:
     """Yield generated photographs as a phone and as a better camera takes them.
 
     The camera's is a dead-leaves image. The phone's is darker, tinted, and noisy.
@@ -170,25 +193,9 @@ def pairs(seeds: Iterable[int]) -> Iterator[tuple[NDArray[np.float32], NDArray[n
     Yields:
         Planes ``(3, 96, 96)`` in 0..1 of the phone, and of the camera.
     """
-    images, tint = _images(), np.array(TINT, np.float32).reshape(3, 1, 1)
+    tint = np.array(TINT, np.float32).reshape(3, 1, 1)
     for seed in seeds:
-        camera = images.to_planes(images.dead_leaves(seed, SIZE))
+        camera = to_planes(dead_leaves(seed, SIZE))
         noise = np.random.default_rng(seed).normal(0, 0.02, camera.shape)
         phone = np.clip(tint * camera**1.4 + noise, 0, 1).astype(np.float32)
         yield phone, camera
-
-
-def _psnr(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    return float(-10 * np.log10(np.mean((actual - expected) ** 2)))
-
-
-def _images() -> ModuleType:
-    """Load the dead-leaves images of the example beside this one."""
-    spec = importlib.util.spec_from_file_location(
-        "dead_leaves", HERE.parent / "sisr_x3" / "data.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -19,24 +19,28 @@ would enter the decoder unfiltered, and at the end of the bottleneck; a global r
 `bottleneck` is one module, and its output, `(N, 4c, H/4, W/4)`, is where distillation acts.
 """
 
-import importlib.util
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).parents[1] / "common"))  # what all examples share
+
+from dead_leaves import dead_leaves
+from images import Pair, Planes, to_pixels, to_planes
+from quality import Run, measure
 
 HERE = Path(__file__).parent
 CALIBRATION_SEEDS = range(80_000, 80_016)
 HELD_OUT_SEEDS = range(90_000, 90_016)
 SIZE = 96
 DEGRADATIONS = ("low light", "haze", "rain", "noise")
-
-Planes = NDArray[np.float32]
 
 
 class Block(nn.Module):
@@ -117,11 +121,20 @@ def _up(inputs: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(inputs, 4 * outputs, 1), nn.PixelShuffle(2))
 
 
-def get_model() -> nn.Module:
-    """Return the network, in evaluation mode, float32, with random weights: the same each time."""
+def get_model(pretrained: bool = True) -> nn.Module:
+    """Return the network, in evaluation mode, float32.
+
+    Args:
+        pretrained: Load the weights committed beside this file; otherwise they are random, and the
+            same each time.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return QDR().eval()
+        model = QDR().eval()
+    if pretrained:
+        # The file keeps convolutions in float16 to stay small; loading converts them.
+        model.load_state_dict(load_file(HERE / "weights.safetensors"))
+    return model
 
 
 def example_inputs() -> tuple[Tensor, ...]:
@@ -139,24 +152,33 @@ def preprocess(image: Image.Image) -> Tensor:
     """Turn an image into planes ``(3, height, width)`` in 0..1, cut to multiples of 4."""
     width, height = (size - size % 4 for size in image.size)
     cut = image.convert("RGB").crop((0, 0, width, height))
-    return torch.from_numpy(_images().to_planes(np.asarray(cut)))
+    return torch.from_numpy(to_planes(np.asarray(cut)))
 
 
-def evaluate(run: Callable[[Planes], Planes]) -> dict[str, float]:
+def evaluate(run: Run) -> dict[str, float]:
     """Measure a network on 16 held-out images.
 
     Args:
         run: Maps ``(1, 3, 96, 96)`` in 0..1 to the same.
 
     Returns:
-        ``psnr`` of ``run`` and ``psnr_degraded`` of the image as it is: the mean over the images of
-        the RGB PSNR in dB against the clean image.
+        ``psnr`` (RGB, in dB) and ``ssim`` of ``run`` against the clean images, means over the
+        images; ``psnr`` of each degradation; and ``psnr_degraded`` of the images as they are.
     """
-    networks, degradeds = [], []
-    for degraded, clean in pairs(HELD_OUT_SEEDS):
-        networks.append(_psnr(run(degraded[None])[0], clean))
-        degradeds.append(_psnr(degraded, clean))
-    return {"psnr": float(np.mean(networks)), "psnr_degraded": float(np.mean(degradeds))}
+    images = _held_out()
+    degraded = measure(lambda x: x, images)["psnr"]
+    return {**measure(run, images), "psnr_degraded": degraded}
+
+
+@cache
+def _held_out() -> list[Pair]:
+    return list(image_pairs(HELD_OUT_SEEDS))
+
+
+def image_pairs(seeds: Iterable[int]) -> Iterator[Pair]:
+    """Yield what `pairs` yields as 8-bit images."""
+    for degraded, clean in pairs(seeds):
+        yield to_pixels(degraded.transpose(1, 2, 0)), to_pixels(clean.transpose(1, 2, 0))
 
 
 def pairs(seeds: Iterable[int]) -> Iterator[tuple[Planes, Planes]]:
@@ -168,9 +190,8 @@ def pairs(seeds: Iterable[int]) -> Iterator[tuple[Planes, Planes]]:
     Yields:
         Planes ``(3, 96, 96)`` in 0..1, degraded and clean.
     """
-    images = _images()
     for seed in seeds:
-        clean = images.to_planes(images.dead_leaves(seed, SIZE))
+        clean = to_planes(dead_leaves(seed, SIZE))
         kind = DEGRADATIONS[seed % len(DEGRADATIONS)]
         yield degrade(clean, kind, np.random.default_rng(seed)), clean
 
@@ -201,18 +222,3 @@ def degrade(clean: Planes, kind: str, random: np.random.Generator) -> Planes:
     else:
         degraded = clean + random.normal(0, 0.1, clean.shape)
     return np.clip(degraded, 0, 1).astype(np.float32)
-
-
-def _psnr(actual: Planes, expected: Planes) -> float:
-    return float(-10 * np.log10(np.mean((actual - expected) ** 2)))
-
-
-def _images() -> ModuleType:
-    """Load the dead-leaves images of the example beside this one."""
-    file = HERE.parent / "sisr_x3" / "data.py"
-    spec = importlib.util.spec_from_file_location("dead_leaves", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

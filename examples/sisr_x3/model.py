@@ -11,6 +11,7 @@ convolutions become 10, and 314,875 parameters become 82,683.
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -51,20 +52,53 @@ class Block(nn.Module):
         return torch.relu(y)
 
 
+class DepthwiseBlock(nn.Module):
+    """Depthwise 3x3, 1x1 and identity, ReLU, then pointwise 1x1 and identity, ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        """Create the five branches, each with batch normalization."""
+        super().__init__()
+        self.conv3x3 = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.conv1x1 = nn.Sequential(
+            nn.Conv2d(channels, channels, 1, groups=channels, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.identity = nn.BatchNorm2d(channels)
+        self.pointwise = nn.Sequential(
+            nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels)
+        )
+        self.pointwise_identity = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, channels, H, W)`` to the same shape."""
+        y = torch.relu(self.conv3x3(x) + self.conv1x1(x) + self.identity(x))
+        return torch.relu(self.pointwise(y) + self.pointwise_identity(y))
+
+
+BLOCKS: dict[str, Callable[[int], nn.Module]] = {
+    "MobileOne": Block,
+    "RepConv": partial(Block, branches=1),
+    "RepDW": DepthwiseBlock,
+}
+
+
 class SuperResolution(nn.Module):
     """Enlarge an RGB image three times."""
 
-    def __init__(self, channels: int = 32, blocks: int = 8, branches: int = 4) -> None:
+    def __init__(self, channels: int = 32, blocks: int = 8, block: str = "MobileOne") -> None:
         """Create the network with PyTorch's default initialization.
 
         Args:
             channels: Between stem and head.
             blocks: Number of blocks.
-            branches: 3x3 branches of each block; with one of them it is a RepConv block.
+            block: One of `BLOCKS`.
         """
         super().__init__()
         self.stem = nn.Conv2d(3, channels, 3, padding=1)
-        self.blocks = nn.Sequential(*(Block(channels, branches) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(BLOCKS[block](channels) for _ in range(blocks)))
         self.head = nn.Conv2d(channels, 27, 3, padding=1)
         self.shuffle = nn.PixelShuffle(3)
 
@@ -97,12 +131,12 @@ def calibration_data() -> Iterator[Tensor]:
     """Yield 32 low-resolution dead-leaves images ``(1, 3, 64, 64)`` in 0..1."""
     data = _data()
     for low, _ in data.generated_pairs(CALIBRATION_SEEDS):
-        yield torch.from_numpy(data.to_planes(low))[None]
+        yield torch.from_numpy(data.images.to_planes(low))[None]
 
 
 def preprocess(image: Image.Image) -> Tensor:
     """Turn an image into planes ``(3, height, width)`` in 0..1."""
-    return torch.from_numpy(_data().to_planes(np.asarray(image.convert("RGB"))))
+    return torch.from_numpy(_data().images.to_planes(np.asarray(image.convert("RGB"))))
 
 
 def evaluate(run: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> dict[str, float]:
@@ -112,18 +146,20 @@ def evaluate(run: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> dict[
         run: Maps ``(1, 3, 64, 64)`` in 0..1 to ``(1, 3, 192, 192)``.
 
     Returns:
-        ``psnr`` of ``run`` and ``psnr_bicubic`` of bicubic interpolation: the mean over the images
-        of the RGB PSNR in dB of the 8-bit result, three border pixels shaved.
+        ``psnr`` (RGB, in dB) and ``ssim`` of ``run``, and ``psnr_bicubic`` of bicubic
+        interpolation: means over the images, of the 8-bit result, three border pixels shaved.
     """
-    data = _data()
-    networks, bicubics = [], []
-    for low, high in data.generated_pairs(HELD_OUT_SEEDS):
-        output = run(data.to_planes(low)[None])[0]
-        networks.append(data.psnr(data.to_pixels(output.transpose(1, 2, 0)), high))
-        bicubics.append(data.psnr(data.bicubic(low), high))
-    return {"psnr": float(np.mean(networks)), "psnr_bicubic": float(np.mean(bicubics))}
+    data, pairs = _data(), _held_out(HELD_OUT_SEEDS)
+    bicubic = np.mean([data.psnr(data.bicubic(low), high) for low, high in pairs])
+    return {**data.quality.measure(run, pairs, data.SCALE), "psnr_bicubic": float(bicubic)}
 
 
+@cache
+def _held_out(seeds: range) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    return list(_data().generated_pairs(seeds))
+
+
+@cache
 def _data() -> ModuleType:
     """Load the ``data.py`` beside this file, whatever else is called ``data`` elsewhere."""
     spec = importlib.util.spec_from_file_location("sisr_x3_data", HERE / "data.py")

@@ -8,11 +8,17 @@ epoch: a training that is resumed sees what it would have seen.
 """
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
-from data import batch, generated_pairs
+from data import generated_pairs
 from torch.nn import functional as F
+
+sys.path.append(str(Path(__file__).parents[1] / "common"))  # what all examples share
+
+from images import batch
 
 from fuseq.qat import Curriculum, QatModel
 

@@ -1,156 +1,142 @@
-"""Train the student: L1 loss, Adam, one-cycle learning rate (stage 1 of arXiv 2604.20291).
+"""Train the student in the three stages of arXiv 2604.20291, and write the files.
 
-    python examples/sisr_x3/train.py                    # dead-leaves images, no data set needed
-    python examples/sisr_x3/train.py --data DIV2K       # a folder laid out as DIV2K is
+    python examples/sisr_x3/train.py --out build/sisr
+    python examples/sisr_x3/train.py --out build/sisr --weights examples/sisr_x3/weights.safetensors
+    python examples/sisr_x3/train.py --out build/div2k --steps 100000 --data DIV2K
+    torchrun --standalone --nproc-per-node 2 examples/sisr_x3/train.py --out build/sisr
 
-Starting point. With random weights a short training spends its time on learning to copy the image.
-So stem and head start as bilinear interpolation, each on top of small random weights. Pixel (i, j)
-of an enlarged 3x3 cell lies at (i - 1)/3, (j - 1)/3 from the cell's centre, hence the kernels
-
-    k_ij = t_i t_j^T,    t_0 = (1, 2, 0)/3,    t_1 = (0, 3, 0)/3,    t_2 = (0, 2, 1)/3
-
-The image travels in COPIES copies of each colour, enlarged by GAIN. An 8-bit tensor has one step
-for all its channels, set by its widest; copies and gain keep that step small against the image.
+1. L1 loss. The committed weights are those after this stage, and `--weights` begins behind it.
+2. Fidelity: Charbonnier and DCT losses, and distillation from a teacher, trusted where it is right.
+3. Deploy before QAT: batch norms recalibrated over 64 batches, branches fused, then trained in the
+   integers of the file with the loss of stage 2, in a curriculum that first observes ranges (a
+   fifth), then freezes them (two fifths), then the grids of the weights too. Weights are clipped to
+   their grids after each step.
 """
 
-import argparse
 import itertools
-import time
-from collections.abc import Sequence
+import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import torch
-from data import SCALE, Pair, batch, crop, div2k_pairs, generated_pairs
-from model import HERE, SuperResolution, evaluate
-from safetensors.torch import load_file, save_file
+from bilinear_start import start_as_bilinear
+from data import div2k_pairs, generated_pairs
+from model import SuperResolution, calibration_data, evaluate
+from safetensors.torch import load_file
+from teacher import get_teacher
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-COPIES, GAIN = 10, 4.0
+sys.path.append(str(Path(__file__).parents[1] / "common"))  # what all examples share
+
+from deployment import FLOAT_PASSES, deploy, fused, save
+from images import HELD_OUT, Pair, batches, crops, hold_out, to_planes
+from quality import measure
+from training import Batches, Loss, joined, parallel, parser, recompute_statistics, say, train
+
+import fuseq.qat
+from fuseq.qat import Curriculum, FidelityLoss, QatModel
+
+PATCH, LOW_SIZE = 48, 64
+RATE, FIDELITY_RATE, TUNING_RATE = 2e-3, 5e-4, 3e-4
 
 
-@torch.no_grad()
-def start_as_bilinear(model: SuperResolution, copies: int = COPIES, gain: float = GAIN) -> None:
-    """Initialize ``model``, in place, as bilinear interpolation plus small random weights."""
-    taps = torch.tensor([[1.0, 2.0, 0.0], [0.0, 3.0, 0.0], [0.0, 2.0, 1.0]]) / 3
-    kernels = torch.einsum("iy,jx->ijyx", taps, taps).reshape(SCALE * SCALE, 3, 3)
-    model.head.weight *= 0.1
-    for channel in range(3 * copies):
-        color = channel % 3
-        model.stem.weight[channel, color, 1, 1] += gain
-        rows = slice(SCALE * SCALE * color, SCALE * SCALE * (color + 1))
-        model.head.weight[rows, channel] += kernels / (gain * copies)
-    for bias in (model.stem.bias, model.head.bias):
-        assert bias is not None
-        bias.zero_()
-    # n branches of variance 1/n add up to unit variance; the last block starts as a correction.
-    for block in model.blocks:
-        norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
-        scale = 0.1 if block is model.blocks[-1] else len(norms) ** -0.5
-        for norm in norms:
-            norm.weight.fill_(scale)
+def l1(network: nn.Module, low: Tensor, high: Tensor) -> Tensor:
+    """Return the loss of stage 1."""
+    return F.l1_loss(network(low), high)
 
 
-def patches(
-    pairs: Sequence[Pair], count: int, size: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Draw random low and high patches as tensors; see `data.batch`."""
-    low, high = (torch.from_numpy(images) for images in batch(pairs, count, size, rng))
-    # The whole network follows the layout of its input, and this one trains faster.
-    return low.contiguous(memory_format=torch.channels_last), high
+def fidelity(teacher: nn.Module) -> Loss:
+    """Create the loss of stages 2 and 3; any module that maps low images to high ones teaches."""
+    combined = FidelityLoss()
+
+    def loss(network: nn.Module, low: Tensor, high: Tensor) -> Tensor:
+        with torch.no_grad():
+            taught = teacher(low)
+        return combined(network(low), high, taught)
+
+    return loss
 
 
-def train(
-    model: SuperResolution,
-    pairs: Sequence[Pair],
+def quantization_aware(
+    model: nn.Module,
+    backend: str,
+    calibration: list[Tensor],
+    drawn: Batches,
+    loss: Loss,
     steps: int,
-    rate: float,
-    count: int,
-    size: int,
-    rng: np.random.Generator,
-) -> None:
-    """Train ``model`` in place on ``steps`` batches of ``count`` low patches ``size`` wide."""
-    model.train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    started, losses = time.monotonic(), []
-    for step in range(1, steps + 1):
-        low, high = patches(pairs, count, size, rng)
-        loss = F.l1_loss(model(low), high)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-        if step % 100 == 0 or step == steps:
-            seconds = time.monotonic() - started
-            print(f"step {step}/{steps}  L1 {np.mean(losses):.5f}  {seconds:.0f} s", flush=True)
-            losses.clear()
-
-
-@torch.no_grad()
-def recompute_statistics(
-    model: SuperResolution, pairs: Sequence[Pair], size: int, rng: np.random.Generator
-) -> None:
-    """Replace the running statistics, in place, by the average over 64 batches.
-
-    The running ones are an exponential average that still remembers older weights.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
-    model.train()
-    for _ in range(64):
-        model(patches(pairs, 8, size, rng)[0])
-
-
-def save(model: SuperResolution, path: Path) -> None:
-    """Write the weights as safetensors, four-dimensional ones (the convolutions) in float16."""
-    save_file(
-        {
-            name: (tensor.half() if tensor.dim() == 4 else tensor).contiguous()
-            for name, tensor in model.state_dict().items()
-        },
-        path,
+) -> QatModel:
+    """Stage 3, in the integers of a backend."""
+    qat = fuseq.qat.prepare(
+        model,
+        calibration[0],
+        target=backend.partition("{")[0],
+        calibration=calibration,
+        passes=FLOAT_PASSES,
     )
+    student = parallel(qat)
+    fifth = steps // 5
+    curriculum = Curriculum(student, observe=fifth, tune=2 * fifth, freeze=steps - 3 * fifth)
+    train(student, drawn, loss, steps, TUNING_RATE, curriculum)
+    return qat
+
+
+def pairs(options: Namespace, rng: np.random.Generator) -> list[Pair]:
+    """Read or generate pairs to train with; the last of those that are read are held out."""
+    if options.data is None:
+        return list(generated_pairs(range(options.images)))
+    return crops(div2k_pairs(options.data), options.images + HELD_OUT, LOW_SIZE, rng)
 
 
 def main() -> None:
-    """Read the command line, train, save and evaluate."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder in DIV2K layout; default: dead leaves")
-    parser.add_argument("--pool", type=int, default=384, help="number of images held in memory")
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--patch", type=int, default=48, help="width of a low-resolution patch")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=HERE / "weights.safetensors")
-    arguments = parser.parse_args()
+    """Read the command line, train, write the files, measure them."""
+    options = parser(__doc__.splitlines()[0], steps=3000, tuning_steps=150)
+    options.add_argument("--fidelity-steps", type=int, default=100, help="of stage 2")
+    options.add_argument("--data", type=Path, help="a folder laid out as DIV2K is")
+    chosen = options.parse_args()
+    torch.set_num_threads(chosen.threads)
+    torch.manual_seed(chosen.seed)
+    found = pairs(chosen, np.random.default_rng(chosen.seed))
+    calibration, measured = list(calibration_data()), evaluate
+    if chosen.data:
+        found, held_out = hold_out(found)
+        calibration = [torch.from_numpy(to_planes(low))[None] for low, _ in found[:32]]
+        measured = lambda run: measure(run, held_out, shave=3)  # noqa: E731
 
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
-    rng = np.random.default_rng(arguments.seed)
-    found = div2k_pairs(arguments.data) if arguments.data else generated_pairs(itertools.count())
-    # Photographs are large: keep one crop of each, so that the pool fits in memory.
-    pairs = [crop(pair, 64, rng) for pair in itertools.islice(found, arguments.pool)]
-    print(f"{len(pairs)} images", flush=True)
+    with joined() as rank:
+        seeds = itertools.count(chosen.seed + 1_000 * rank)
 
-    model = SuperResolution()
-    start_as_bilinear(model)
-    train(model, pairs, arguments.steps, arguments.rate, arguments.batch, arguments.patch, rng)
-    recompute_statistics(model, pairs, arguments.patch, rng)
-    save(model, arguments.out)
+        def drawn() -> Batches:
+            """Other batches each time, and on each rank."""
+            return batches(found, chosen.batch, PATCH, np.random.default_rng(next(seeds)))
 
-    trained = SuperResolution().eval()
-    trained.load_state_dict(load_file(arguments.out))
-    with torch.inference_mode():
-        result = evaluate(lambda image: trained(torch.from_numpy(image)).numpy())
-    print(f"PSNR {result['psnr']:.3f} dB, bicubic {result['psnr_bicubic']:.3f} dB")
+        model = SuperResolution()
+        if chosen.weights:
+            model.load_state_dict(load_file(chosen.weights))
+        else:
+            say("stage 1")
+            start_as_bilinear(model)
+            train(parallel(model), drawn(), l1, chosen.steps, RATE)
+            recompute_statistics(model, drawn())
+            if rank == 0:
+                save(model, chosen.out / "weights.safetensors")
+        say("stage 2")
+        loss = fidelity(get_teacher())
+        train(parallel(model), drawn(), loss, chosen.fidelity_steps, FIDELITY_RATE)
+        recompute_statistics(model, drawn())
+        say("training on in float")
+        tuned = fused(model, calibration)
+        train(parallel(tuned.module), drawn(), loss, chosen.tuning_steps, TUNING_RATE)
+        trained = {}
+        for backend in chosen.backends:
+            say(f"stage 3, in the integers of {backend}")
+            trained[backend] = quantization_aware(
+                model, backend, calibration, drawn(), loss, chosen.tuning_steps
+            )
+    if rank == 0:
+        save(model, chosen.out / "fidelity.safetensors")
+        deploy(model, tuned, trained, calibration, measured, chosen.out)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def super_resolution() -> tuple[nn.Module, list[Tensor], Tensor]:
     module, get_model = load_function(str(SISR), "get_model")
     data: Any = module._data()
     images = [low for low, _ in data.generated_pairs(islice(module.HELD_OUT_SEEDS, 4))]
-    held_out = torch.stack([torch.from_numpy(data.to_planes(image)) for image in images])
+    held_out = torch.stack([torch.from_numpy(data.images.to_planes(image)) for image in images])
     return get_model(), list(islice(module.calibration_data(), 4)), held_out
 
 
