@@ -46,7 +46,7 @@ def find(
             fix="lower the model again",
         )
     lineage, program = read_lineage(stored), bundle.lowered_program()
-    chosen, what = (inputs, "the given inputs") if inputs else recorded_inputs(bundle)
+    chosen, what = (inputs, "the given inputs") if inputs else recorded_inputs(bundle, program)
     progress("run", 0)
     outputs = run(bundle, program, chosen)
     progress("measure", 0)

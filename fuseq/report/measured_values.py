@@ -7,7 +7,7 @@ their last digits from machine to machine.
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,11 +81,12 @@ def measured_values(program: Program, inputs: tuple[Tensor, ...]) -> list[Measur
 
     Args:
         program: quantized.
-        inputs: what it is run on, in float and in integers.
+        inputs: of any size it takes; what it is run on, in float and in integers.
     """
     table = program.quantization
     assert table is not None
-    statistics = tensor_statistics(program, [inputs])
+    fitted = replace(program, example_inputs=inputs)  # their size need not be the captured one
+    statistics = tensor_statistics(fitted, [inputs])
     histograms = _Histograms(program, table, {found.node for found in statistics})
     with torch.no_grad():
         histograms.run(*inputs)

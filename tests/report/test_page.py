@@ -11,6 +11,7 @@ import pytest
 
 import fuseq
 from fuseq.bundle import Bundle, read_bundle
+from fuseq.pass_spec import parse_backend
 from fuseq.report.find import find
 from fuseq.report.page import Findings, render
 from tests.report.hostile import HOSTILE, hostile_findings
@@ -132,3 +133,22 @@ def test_no_text_of_a_bundle_becomes_markup(findings: Findings) -> None:
     read = require_harmless(render(hostile_findings(findings)))
     assert sum(HOSTILE in text for text in read.shown) > 30
     assert not any("onerror" in attributes or "onload" in attributes for _, attributes in read.tags)
+
+
+def test_a_file_of_another_size_is_replaced_by_our_integers(
+    enlarging: Path, tmp_path: Path
+) -> None:
+    program = read_bundle(enlarging).lowered_program()
+    assert program is not None
+    x = program.example_inputs[0]
+    fixed = fuseq.lower(
+        program, x, backend=parse_backend("onnx{dynamic=false}"), out=tmp_path / "b", check=False
+    )
+    small = np.random.default_rng(0).random((1, 3, 20, 24), dtype=np.float32)
+    found = find(read_bundle(fixed.path), (small,))
+    assert found.outputs.by == "our executor of the same integers"
+    same = find(read_bundle(enlarging), (small,))
+    assert found.outputs.shipped is not None
+    assert same.outputs.shipped is not None
+    assert np.array_equal(found.outputs.shipped[0], same.outputs.shipped[0])
+    assert [v.statistics for v in found.values] == [v.statistics for v in same.values]
