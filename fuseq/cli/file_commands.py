@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fuseq.cli.options import Arguments, Debug, Inputs, Json, Quiet, Weights
+from fuseq.cli.progress import starting
 from fuseq.cli.streams import Result, answer
 
 app = typer.Typer()
@@ -95,7 +96,8 @@ def check(
     """Compare models, files or bundles on the same inputs."""
 
     def work() -> Result:
-        from fuseq.cli import checks
+        with starting(quiet):
+            from fuseq.cli import checks
 
         options = {
             "inputs": inputs,
@@ -136,7 +138,8 @@ def bench(
     """Time files on this machine, in turn, and compare each with the first."""
 
     def work() -> Result:
-        from fuseq.cli import bench as command
+        with starting(quiet):
+            from fuseq.cli import bench as command
 
         return command.bench(files, input, runs=runs, warmup=warmup, threads=threads, quiet=quiet)
 
@@ -172,7 +175,8 @@ def report(
     """Write one HTML page about a bundle: checks, images, graphs, values, costs."""
 
     def work() -> Result:
-        from fuseq.cli import report as command
+        with starting(quiet):
+            from fuseq.cli import report as command
 
         return command.report(
             bundle, out=out, inputs=inputs, overlays=overlay, open_page=show, quiet=quiet

@@ -20,6 +20,7 @@ from fuseq.cli.options import (
     Target,
     Weights,
 )
+from fuseq.cli.progress import starting
 from fuseq.cli.streams import Result, answer
 
 app = typer.Typer()
@@ -56,7 +57,8 @@ def lower(
     """Fuse, quantize, write and check: TARGET becomes a bundle for a backend."""
 
     def work() -> Result:
-        from fuseq.cli import models
+        with starting(quiet):
+            from fuseq.cli import models
 
         return models.lower(
             models.Source(target, tuple(arg), tuple(input), weights, calib, samples),
@@ -92,7 +94,8 @@ def fuse(
     """Fuse the branches of TARGET, and show what became of them and how exact it is."""
 
     def work() -> Result:
-        from fuseq.cli import models
+        with starting(quiet):
+            from fuseq.cli import models
 
         return models.fuse(
             models.Source(target, tuple(arg), tuple(input), weights, calib, samples),
@@ -142,8 +145,9 @@ def ptq(
     """Quantize TARGET as well as data alone can, and show its values that fare worst."""
 
     def work() -> Result:
-        from fuseq.cli import models
-        from fuseq.cli import ptq as command
+        with starting(quiet):
+            from fuseq.cli import models
+            from fuseq.cli import ptq as command
 
         return command.ptq(
             models.Source(target, tuple(arg), tuple(input), weights, calib, samples),
@@ -205,7 +209,8 @@ def qat(
     """Train TARGET in the integers that ship, with a loop of yours, and write the bundle."""
 
     def work() -> Result:
-        from fuseq.cli import models, training
+        with starting(quiet):
+            from fuseq.cli import models, training
 
         return training.qat(
             models.Source(target, tuple(arg), tuple(input), weights, calib, samples),
@@ -241,7 +246,8 @@ def inspect(
     """Say of TARGET what can be said without data: ops, costs, fusion, what backends refuse."""
 
     def work() -> Result:
-        from fuseq.cli import inspection
+        with starting(quiet):
+            from fuseq.cli import inspection
 
         return inspection.inspect(target, tuple(arg), tuple(input), weights, graph, quiet)
 

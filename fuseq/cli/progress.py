@@ -8,6 +8,22 @@ from contextlib import contextmanager
 
 
 @contextmanager
+def starting(quiet: bool = False) -> Iterator[None]:
+    """Say so on a terminal while libraries are imported, which takes seconds where disks are slow.
+
+    Args:
+        quiet: show nothing.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(file=sys.stderr).status("starting"):
+        yield
+
+
+@contextmanager
 def progress(quiet: bool, totals: Mapping[str, int]) -> Iterator[Callable[[str, int], None]]:
     """Give a callback that takes a stage's name and how much of it is done.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fuseq.cli.options import Debug, Json, Name
+from fuseq.cli.progress import starting
 from fuseq.cli.streams import Result, answer
 
 app = typer.Typer()
@@ -19,7 +20,8 @@ def passes(name: Name = None, json: Json = False, debug: Debug = False) -> None:
     def work() -> Result:
         from fuseq.cli import registry
 
-        return registry.describe("passes", name) if name else registry.listing("passes")
+        with starting():
+            return registry.describe("passes", name) if name else registry.listing("passes")
 
     answer("passes", work, as_json=json, debug=debug)
 
@@ -31,7 +33,8 @@ def backends(name: Name = None, json: Json = False, debug: Debug = False) -> Non
     def work() -> Result:
         from fuseq.cli import registry
 
-        return registry.describe("backends", name) if name else registry.listing("backends")
+        with starting():
+            return registry.describe("backends", name) if name else registry.listing("backends")
 
     answer("backends", work, as_json=json, debug=debug)
 
@@ -43,7 +46,8 @@ def doctor(json: Json = False, debug: Debug = False) -> None:
     def work() -> Result:
         from fuseq.cli import registry
 
-        return registry.doctor()
+        with starting():
+            return registry.doctor()
 
     answer("doctor", work, as_json=json, debug=debug)
 
@@ -59,6 +63,7 @@ def explain(
     def work() -> Result:
         from fuseq.cli import registry
 
-        return registry.explain(code)
+        with starting():
+            return registry.explain(code)
 
     answer("explain", work, as_json=json, debug=debug)
