@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
@@ -18,13 +17,12 @@ from fuseq.equivalence.integers import integer_parity
 from fuseq.equivalence.layers import first_wrong, layer_table
 from fuseq.equivalence.layouts import arranged
 from fuseq.equivalence.limits import PARITY, Limits
+from fuseq.equivalence.lowered import Evaluate, metrics_of
 from fuseq.equivalence.result import Check, CheckResult, Layer
 from fuseq.equivalence.sides import Side, ran, side_of, tensors
 from fuseq.errors import FuseqError
 from fuseq.quant.grid import Grid
 from fuseq.rounding import float32_bound
-
-Evaluate: TypeAlias = Callable[[Callable[[np.ndarray], np.ndarray]], Mapping[str, float]]
 
 
 def check(
@@ -78,7 +76,7 @@ def check(
     if candidate is None:
         return check_bundle(_bundle(reference), inputs, samples=samples, seed=seed)
     several = list(candidate) if isinstance(candidate, list | tuple) else None
-    others = [side_of(thing) for thing in (several or [candidate])]
+    others = _distinct([side_of(thing) for thing in (several or [candidate])])
     first_side = side_of(reference)
     batches = batches_for([first_side, *others], inputs, samples, seed)
     checks: list[Check] = []
@@ -94,6 +92,15 @@ def check(
             tables[other.name] = tuple(layer_table(pair.a, pair.b, batches, ran))
     first = next((c.divergence for c in checks if c.divergence), None)
     return CheckResult(tuple(checks), first, tables)
+
+
+def _distinct(sides: Sequence[Side]) -> list[Side]:
+    """Sides of which no two have one name, as files of two directories may."""
+    names = [side.name for side in sides]
+    return [
+        side if names.count(side.name) == 1 else replace(side, name=f"{side.name} ({number})")
+        for number, side in enumerate(sides, start=1)
+    ]
 
 
 class _Pair:
@@ -241,10 +248,7 @@ class _Pair:
                 "`metric_drop` needs a metric, and the reference has none",
                 fix="evaluate(run) in the model file that is the reference",
             )
-        before, after = (
-            {str(name): float(value) for name, value in evaluate(_as_function(side)).items()}
-            for side in (self.a, self.b)
-        )
+        before, after = (metrics_of(evaluate, _as_function(side)) for side in (self.a, self.b))
         missing = [name for name in allowed if name not in before]
         if missing:
             raise FuseqError(

@@ -290,3 +290,21 @@ def test_each_output_has_limits_of_its_own(tmp_path: Path) -> None:
     assert "t.toml" in wrong.stderr
     limited("metric_drop = { psnr = 0.1 }")
     assert fuseq_check(tmp_path, "-f", "t.toml").code == "FQ012"
+
+
+def test_candidates_of_one_name_are_told_apart(place: Path) -> None:
+    shutil.copytree(place / "build", place / "other")
+    pair = ("model.py", "build/onnx", "other/onnx", "--json", "--layers")
+    answer = fuseq_check(place, *pair)
+    assert answer.status == 0, answer.stderr
+    assert len({check["id"] for check in answer.document["checks"]}) == 2
+    assert len(answer.document["layers"]) == 2
+
+
+def test_a_metric_that_raises_is_named(place: Path) -> None:
+    text = (place / "model.py").read_text()
+    (place / "model.py").write_text(text.replace('{"psnr": 30.0', '{"psnr": 1 / 0'))
+    answer = fuseq_check(place)
+    assert answer.code == "FQ003"
+    assert "evaluate(run) raised ZeroDivisionError" in answer.stderr
+    assert "check 'int8-vs-float'" in answer.stderr
