@@ -83,7 +83,7 @@ def has_exact_u8s8() -> bool:
 
 def _options(threads: int | None = None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails comes back as an exception
     if threads is not None:
         options.intra_op_num_threads = threads
     if not has_exact_u8s8():

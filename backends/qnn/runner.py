@@ -30,7 +30,7 @@ class EmittedRunner(QdqRunner):
             FuseqError: FQ013 if the runtime cannot load it.
         """
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails comes back as an exception
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         super().__init__(file, options, "emitted, not compiled", without_ignored)
         self.runtime += ", float kernels"

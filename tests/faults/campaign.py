@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ import torch
 
 import fuseq
 from fuseq.bundle import MANIFEST, read_bundle, sha256
-from tests.faults.fault import Fault, spread
+from tests.faults.fault import Fault, spread, with_layers
 from tests.faults.onnx_faults import FloatFile, QdqFile
 from tests.faults.tflite_faults import TfliteFile
 
@@ -97,7 +97,8 @@ def faults_of(network: str, backend: str, kind: str) -> tuple[Fault, ...]:
     program, file = bundle.lowered_program(), bundle.file(kind)
     assert program is not None
     assert file is not None
-    return tuple(READERS[backend, kind](file.read_bytes(), program).faults())
+    found = READERS[backend, kind](file.read_bytes(), program).faults()
+    return tuple(replace(f, blamed=with_layers(f.blamed, program)) for f in found)
 
 
 def planted(network: str, backend: str, kind: str, fault: Fault, place: Path) -> Path:
@@ -171,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found += batch
             print(f"{len(found)} faults", file=sys.stderr, flush=True)
         false = [alarm for batch in pool.imap_unordered(alarms, clean) for alarm in batch]
-    print(summary(found, false, runs * len(bundles)))
+    print(summary(found, false, runs * len(bundles)), flush=True)
     print(f"{time.perf_counter() - start:.0f} s")
     loaded = [o for o in found if o.loaded]
     enough, named = (

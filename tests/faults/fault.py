@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fuseq.program import Program
+
 Edit = Callable[[np.ndarray], np.ndarray]
 
 
@@ -25,6 +27,16 @@ class Fault:
     place: str
     blamed: frozenset[str]
     plant: Callable[[bytes], bytes]
+
+
+def with_layers(values: frozenset[str], program: Program) -> frozenset[str]:
+    """Values, with the layers that compute them: a layer whose activation the target absorbs has
+    no value of its own, and is rightly named for a wrong weight."""
+    table = program.quantization
+    names = dict(zip(program.output_names, program.outputs(), strict=True))
+    found = {names[value].name if value in names else value for value in values} | values
+    absorbed = table.absorbed if table else {}
+    return frozenset(found | {layer for layer, value in absorbed.items() if value in found})
 
 
 def one_step_more(scale: np.ndarray) -> np.ndarray:
