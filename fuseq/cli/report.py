@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 import webbrowser
 from collections.abc import Sequence
@@ -49,12 +50,11 @@ def report(
     verdict = findings.verdict
     failed = ", ".join(row.id for row in verdict.failed)
     message(f"failed: {failed}" if failed else f"{len(verdict.rows)} checks, no limit broken")
-    if written.overlays and "model-explorer" in overlays:
-        data = ",".join(str(file) for file in written.overlays if file.suffix == ".json")
-        message(
-            f"model-explorer {bundle.file('int8')} {_adapter(bundle.file('int8'))}"
-            f"--node_data_paths={data}"
-        )
+    file = bundle.file("int8")
+    if "model-explorer" in overlays and file is not None:
+        data = ",".join(str(path) for path in written.overlays if path.suffix == ".json")
+        reader = ["--extensions=model_explorer_onnx"] if file.suffix == ".onnx" else []
+        message(shlex.join(["model-explorer", str(file), *reader, f"--node_data_paths={data}"]))
     if open_page:
         webbrowser.open(page.resolve().as_uri())
     document = {
@@ -69,8 +69,3 @@ def report(
         "seconds": round(time.perf_counter() - start, 3),
     }
     return Result(document, str(page))
-
-
-def _adapter(file: Path | None) -> str:
-    """Option with which Model Explorer reads ONNX files."""
-    return "--extensions=model_explorer_onnx " if file and file.suffix == ".onnx" else ""

@@ -75,6 +75,17 @@ for (const node of nodes) {
   });
 }
 
+// And back: the value's box in the graph that was lowered.
+const lowered = nodes.filter((node) => node.closest(".graph:last-child"));
+for (const button of document.querySelectorAll(".locate")) {
+  button.addEventListener("click", () => {
+    const node = lowered.find((other) => other.dataset.node === button.dataset.node);
+    document.querySelectorAll(".lit").forEach((other) => other.classList.remove("lit"));
+    light(node, true);
+    node.scrollIntoView({ block: "center", inline: "center" });
+  });
+}
+
 const values = document.getElementById("values");
 const more = document.getElementById("more");
 

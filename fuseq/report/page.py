@@ -210,8 +210,8 @@ def _strips(findings: Findings) -> list[Strip]:
     ]
 
 
-def _tables(findings: Findings) -> list[tuple[str, list[tuple[int, float, float | None]]]]:
-    """Largest values of each output that is no image: index, in float, as shipped."""
+def _tables(findings: Findings) -> list[tuple[str, list[tuple[str, float, float | None]]]]:
+    """Largest values of each output that is no image: place, in float, as shipped."""
     outputs = findings.outputs
     names = [entry["name"] for entry in findings.bundle.manifest["outputs"]]
     shipped = outputs.shipped or (None,) * len(outputs.real)
@@ -219,10 +219,17 @@ def _tables(findings: Findings) -> list[tuple[str, list[tuple[int, float, float 
     for name, real, other in zip(names, outputs.real, shipped, strict=True):
         if is_image(real) or not real.size:
             continue
-        flat = real[0].reshape(-1) if real.ndim > 1 else real.reshape(-1)
-        rest = None if other is None else other.reshape(-1)[: flat.size]
-        order = np.argsort(-flat, kind="stable")[:TOP_VALUES].tolist()
-        rows = [(i, float(flat[i]), None if rest is None else float(rest[i])) for i in order]
+        first = real[0] if real.ndim > 1 else real
+        rest = None if other is None else other.reshape(-1)
+        order = np.argsort(-first, axis=None, kind="stable")[:TOP_VALUES].tolist()
+        rows = [
+            (
+                ", ".join(map(str, np.unravel_index(i, first.shape))),
+                float(first.flat[i]),
+                None if rest is None else float(rest[i]),
+            )
+            for i in order
+        ]
         tables.append((name, rows))
     return tables
 

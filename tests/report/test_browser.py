@@ -90,6 +90,11 @@ def test_a_click_on_a_layer_opens_its_charts(tab: Tab) -> None:
     top, bottom = tab.run(f"(b => [b.top, b.bottom])({opened}.getBoundingClientRect())")
     assert 0 <= top < 900
     assert bottom > top + 100
+    tab.click(*middle(tab, "details.value[open] .locate"))
+    lit = "document.querySelector('.graph:nth-child(2) .lit')"
+    assert tab.run(f"{lit}.dataset.node") == "head"
+    top, bottom = tab.run(f"(b => [b.top, b.bottom])({lit}.getBoundingClientRect())")
+    assert 0 < top < bottom < 900
     tab.click(*middle(tab, "details.value[open] > summary"))
     assert tab.run("document.querySelectorAll('details.value[open]').length") == 0
 
