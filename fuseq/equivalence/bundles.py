@@ -20,8 +20,8 @@ from fuseq.equivalence.batches import batches_for, require_fit
 from fuseq.equivalence.compare import FLOAT32_FORMS, exact, fidelity, parity, relative_limits
 from fuseq.equivalence.input_sets import Batch
 from fuseq.equivalence.integers import file_parity, table_parity
-from fuseq.equivalence.layers import past_its_bound
-from fuseq.equivalence.result import Check, CheckResult
+from fuseq.equivalence.layers import layer_table, past_its_bound
+from fuseq.equivalence.result import Check, CheckResult, Layer
 from fuseq.equivalence.sides import (
     REFERENCES,
     Side,
@@ -42,6 +42,7 @@ def check_bundle(
     bundle: Bundle,
     inputs: Iterable[Sequence[np.ndarray]] | str | None = None,
     *,
+    layers: bool = False,
     samples: int = 4,
     seed: int = 0,
 ) -> CheckResult:
@@ -51,6 +52,7 @@ def check_bundle(
         bundle: read from disk or just made.
         inputs: as `fuseq.check` takes them; by default the recorded ones. Recorded outputs are
             compared on their own inputs in any case.
+        layers: tell of every value how its file's integers fare against the program in float.
         samples: number of generated batches, or of images read.
         seed: of generated sets.
 
@@ -65,6 +67,7 @@ def check_bundle(
     side = side_of(file)
     checks = [*_changed(bundle), replace(golden_check(bundle, side), candidate=side.name)]
     program = bundle.lowered_program()
+    tables: dict[str, tuple[Layer, ...]] = {}
     if program is not None:
         batches = batches_for([side], inputs, samples, seed)
         for batch in batches:
@@ -73,9 +76,12 @@ def check_bundle(
         checks += _integers(bundle, backend, program, batches)
         checks += _floats(bundle, program, batches)
         checks += _chips(bundle, backend, program)
+        if layers:
+            plain = side_of(float_form(program))
+            tables[side.name] = tuple(layer_table(plain, side, batches, ran))
     first = next((found.divergence for found in checks if found.divergence), None)
     told = [c if c.passed or c.divergence else replace(c, divergence=first) for c in checks]
-    return CheckResult(tuple(told), first)
+    return CheckResult(tuple(told), first, tables)
 
 
 def _changed(bundle: Bundle) -> list[Check]:

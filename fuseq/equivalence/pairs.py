@@ -74,7 +74,8 @@ def check(
     """
     held = limits or Limits(max_rel=max_rel, sqnr_db=min_sqnr_db)
     if candidate is None:
-        return check_bundle(_bundle(reference), inputs, samples=samples, seed=seed)
+        bundle = _bundle(reference)
+        return check_bundle(bundle, inputs, layers=layers, samples=samples, seed=seed)
     several = list(candidate) if isinstance(candidate, list | tuple) else None
     others = _distinct([side_of(thing) for thing in (several or [candidate])])
     first_side = side_of(reference)

@@ -106,6 +106,13 @@ def test_layers_are_shown_worst_first(place: Path) -> None:
         assert {row["source"] for row in rows if row["node"] == "second"} == {SECOND}
 
 
+def test_layers_of_a_bundle(place: Path) -> None:
+    document = fuseq_check(place, "build/tflite", "--layers", "--json").document
+    [rows] = document["layers"].values()
+    assert {row["node"] for row in rows} == {"x", "relu", "second"}
+    assert all(row["sqnr_db"] > 30 for row in rows)
+
+
 def test_an_int8_pair_counts_steps(place: Path) -> None:
     answer = fuseq_check(place, "build/onnx", "build/tflite", "--json", "--layers")
     [check] = answer.document["checks"]
