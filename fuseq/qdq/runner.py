@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
 
 from fuseq.backend import Runner
@@ -71,7 +72,7 @@ class QdqRunner(Runner):
         self._layout, self.says_layout = Layout.said_by(notes), FORMAT in notes
         self.output_names = tuple(spec.name for spec in self._session.get_outputs())
         self.shapes = tuple(self._open_shape(spec.shape) for spec in self._session.get_inputs())
-        self.dtypes = tuple(_DTYPES[spec.type] for spec in self._session.get_inputs())
+        self.dtypes = tuple(self._dtype(spec.type) for spec in self._session.get_inputs())
         self.quantized = any(n.op_type == "QuantizeLinear" for n in self._model().graph.node)
 
     def __call__(self, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -151,7 +152,12 @@ class QdqRunner(Runner):
         return found
 
     def _model(self) -> onnx.ModelProto:
-        model = onnx.load(str(self.file))
+        try:
+            model = onnx.load(str(self.file))
+        except DecodeError as error:
+            raise FuseqError(
+                "FQ013", f"'{self.file.name}' is no ONNX file: {error}", fix="write it again"
+            ) from error
         if self._edit:
             self._edit(model)
         return model
@@ -171,6 +177,16 @@ class QdqRunner(Runner):
                 if compiled
                 else "is it an ONNX file, and written by this version?",
             ) from error
+
+    def _dtype(self, spelled: str) -> str:
+        if spelled not in _DTYPES:
+            raise FuseqError(
+                "FQ013",
+                f"'{self.file.name}' has an input of {spelled}",
+                why=f"known are {', '.join(_DTYPES)}",
+                fix="cut the graph behind what reads it",
+            )
+        return _DTYPES[spelled]
 
     def _feeds(self, inputs: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         specs = self._session.get_inputs()

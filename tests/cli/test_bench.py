@@ -95,6 +95,17 @@ def test_inputs_of_any_number_type_are_made(run, tmp_path, dtype):
     assert answer.document["files"][0]["inputs"] == [{"shape": [1, 4], "dtype": wanted}]
 
 
+def test_a_file_of_texts_is_refused(run, tmp_path):
+    node = helper.make_node("Identity", ["x"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.STRING, [1]) for name in "xy")
+    graph = helper.make_graph([node], "texts", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "texts.onnx")
+    answer = run("bench", tmp_path / "texts.onnx")
+    assert (answer.status, answer.code) == (2, "FQ013")
+    assert "an input of tensor(string)" in answer.stderr
+
+
 def test_what_cannot_be_timed_is_refused(run, model, tmp_path, bundles):
     model.write_text("raise SystemExit('bench must not import this')")
     for file in (model, tmp_path / "none.onnx"):

@@ -33,6 +33,10 @@ class TestTflite(BackendContract):
     backend = plugins.load("backends", "tflite")()
 
 
+class TestQnn(BackendContract):
+    backend = plugins.load("backends", "qnn")()
+
+
 OURS = plugins.load("backends", "onnx")
 count = iter(range(10**6))
 
