@@ -206,6 +206,7 @@ def staged(out: Path, force: bool) -> Iterator[Path]:
     try:
         yield stage
         stage.chmod(0o755)
+        require_writable(out, force)  # another lowering may have ended meanwhile
         _swap(stage, out)
     except OSError as error:
         if error.errno not in _UNWRITABLE:
@@ -218,16 +219,25 @@ def staged(out: Path, force: bool) -> Iterator[Path]:
 
 
 def _swap(stage: Path, out: Path) -> None:
-    if not out.exists():
-        stage.rename(out)
-        return
     old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.absolute().parent))
-    out.rename(old / out.name)
+    kept = old / out.name
     try:
-        stage.rename(out)
-    except OSError:
-        (old / out.name).rename(out)
-        raise
+        if out.exists():
+            with contextlib.suppress(FileNotFoundError):  # another lowering took it away
+                out.rename(kept)
+        try:
+            stage.rename(out)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise FuseqError(
+                    "FQ008",
+                    f"'{out}' was written by another lowering meanwhile",
+                    why="its bundle is there and whole; this one is gone",
+                    fix="lower once more, or to another -o",
+                ) from error
+            if kept.exists():
+                kept.rename(out)
+            raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
 

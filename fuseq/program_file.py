@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, fx, nn
 
 from fuseq.errors import FuseqError, first_line
@@ -75,7 +75,8 @@ def write_program(program: Program, file: Path) -> None:
         tensors |= {f"zero_point/{name}": grid.zero_point for name, grid in table.grids.items()}
         tensors |= {f"integers/{name}": value for name, value in table.integers.items()}
     own = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-    save_file(own, file, {"program": json.dumps(about, sort_keys=True)})
+    # Written by Python: what else cannot be written would be an error of the library's own.
+    file.write_bytes(save(own, {"program": json.dumps(about, sort_keys=True)}))
 
 
 def read_program(file: Path) -> Program:

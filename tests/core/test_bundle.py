@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import fuseq
-from fuseq.bundle import MANIFEST, read_bundle
+from fuseq.bundle import MANIFEST, read_bundle, staged
 
 Damage = Callable[[dict[str, Any]], Any]
 
@@ -47,6 +47,43 @@ def test_a_damaged_manifest_is_named(damage: str, bundle: Path, tmp_path: Path) 
         read_bundle(tmp_path)
     assert caught.value.code == "FQ013"
     assert caught.value.fix
+
+
+def put(out: Path, words: str, *, force: bool, meanwhile: str = "") -> None:
+    """Stage a bundle; another one is staged and done meanwhile."""
+    with staged(out, force) as stage:
+        (stage / MANIFEST).write_text(words)
+        if meanwhile:
+            put(out, meanwhile, force=force)
+
+
+def test_two_lowerings_at_once(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(fuseq.FuseqError, match="FQ008"):
+        put(out, "slow", force=False, meanwhile="quick")
+    assert (out / MANIFEST).read_text() == "quick"
+    put(out, "slow", force=True, meanwhile="quick")
+    assert (out / MANIFEST).read_text() == "slow"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_two_lowerings_at_the_same_instant(tmp_path: Path, monkeypatch) -> None:
+    """Another bundle arrives just after the old one was moved away."""
+    out, rename = tmp_path / "out", Path.rename
+    put(out, "old", force=False)
+
+    def renamed(self: Path, target: Path) -> Path:
+        result = rename(self, target)
+        if self == out:
+            out.mkdir()
+            (out / MANIFEST).write_text("other")
+        return result
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    with pytest.raises(fuseq.FuseqError, match=r"FQ008.*meanwhile"):
+        put(out, "new", force=True)
+    assert (out / MANIFEST).read_text() == "other"
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_what_is_no_json_is_named(tmp_path: Path) -> None:
