@@ -95,14 +95,25 @@ class Finding:
     note: str = ""
 
 
-def doctor() -> Result:
-    """Versions of what fuseq stands on, and each backend's own findings."""
-    found = [Finding("fuseq", "Python", platform.python_version())]
-    found += [_package("fuseq", name, f"pip install {name}") for name in _NEEDED]
-    for extra, name in _EXTRAS.items():
-        found.append(_package(f"extra {extra}", name, f"optional: pip install 'fuseq[{extra}]'"))
-    for plugin in plugins.available("backends").values():
-        found += _backend(plugin)
+def doctor(backend: str | None = None) -> Result:
+    """Versions of what fuseq stands on, and each backend's own findings; or those of one alone.
+
+    Raises:
+        FuseqError: FQ007 for an unknown backend.
+    """
+    known = plugins.available("backends")
+    if backend is not None:
+        plugins.load("backends", backend)
+        found = _backend(known[backend])
+    else:
+        found = [Finding("fuseq", "Python", platform.python_version())]
+        found += [_package("fuseq", name, f"pip install {name}") for name in _NEEDED]
+        for extra, name in _EXTRAS.items():
+            found.append(
+                _package(f"extra {extra}", name, f"optional: pip install 'fuseq[{extra}]'")
+            )
+        for plugin in known.values():
+            found += _backend(plugin)
     shown = table("for", "tool", "found", "", "note")
     for one in found:
         shown.add_row(one.purpose, one.tool, one.found, "ok" if one.ok else "missing", one.note)

@@ -40,14 +40,20 @@ def backends(name: Name = None, json: Json = False, debug: Debug = False) -> Non
 
 
 @app.command("doctor")
-def doctor(json: Json = False, debug: Debug = False) -> None:
+def doctor(
+    backend: Annotated[
+        str | None, typer.Option("-b", "--backend", metavar="NAME", help="This one alone.")
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Say which tools were found, and how to get those that are missing."""
 
     def work() -> Result:
         from fuseq.cli import registry
 
         with starting():
-            return registry.doctor()
+            return registry.doctor(backend)
 
     answer("doctor", work, as_json=json, debug=debug)
 

@@ -27,3 +27,23 @@ def test_an_unknown_chip(run, model, tmp_path):
 def test_the_doctor_asks_for_the_emulator(run):
     found = {entry["tool"] for entry in run("doctor", "--json").document["tools"]}
     assert {"onnxruntime-qnn", "HTP host"} <= found
+
+
+def test_the_doctor_of_one_backend(run):
+    tools = {
+        entry["tool"]: entry for entry in run("doctor", "-b", "qnn", "--json").document["tools"]
+    }
+    assert list(tools)[:2] == ["onnxruntime-qnn", "HTP host"]
+    assert {entry["purpose"] for entry in tools.values()} == {"backend qnn"}
+    wheel, host = tools["onnxruntime-qnn"], tools["HTP host"]
+    assert "licence" in wheel["note"]
+    assert bool(wheel["found"]) == wheel["ok"]
+    assert host["found"].startswith("glibc ") or not host["ok"]
+    assert ("HTP emulator" in tools) == (wheel["ok"] and host["ok"])
+    if "HTP emulator" in tools:
+        assert "not verified on a device" in tools["HTP emulator"]["note"]
+
+
+def test_the_doctor_of_no_backend(run):
+    answer = run("doctor", "-b", "qn")
+    assert (answer.status, answer.code) == (2, "FQ007")
