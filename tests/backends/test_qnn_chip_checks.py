@@ -75,6 +75,33 @@ def test_both_families_in_one_bundle(tmp_path) -> None:
 
 
 @needs_emulator
+def test_a_trained_model_is_what_the_chip_computes(tmp_path) -> None:
+    torch.manual_seed(0)
+    images = [torch.rand(2, 3, 64, 64) for _ in range(3)]
+    model = Net(nn.LeakyReLU(0.1)).train()
+    qat = fuseq.qat.prepare(model, images[0][:1], target="qnn", calibration=images)
+    curriculum = fuseq.qat.Curriculum(qat, observe=1, tune=1, freeze=1)
+    optimizer = torch.optim.SGD(qat.parameters(), lr=0.02)
+    for epoch in range(3):
+        curriculum.step(epoch)
+        for image in images:
+            optimizer.zero_grad()
+            (qat(image) - 0.5).square().mean().backward()
+            optimizer.step()
+    backend = QnnBackend(chips=("sm8750",))
+    bundle = fuseq.lower(qat, images[0][:1], backend=backend, out=tmp_path / "out")
+    assert checks_of(bundle)["ops-sm8750-1x3x64x64"].metrics["max_lsb"] <= 1
+    assert bundle.program is not None
+    table = bundle.program.quantization
+    assert table is not None
+    assert "leaky_relu" in table.absorbed.values()  # no quantizer in between
+    assert (float(table.grids["tanh"].scale), int(table.grids["tanh"].zero_point)) == (1 / 128, 128)
+    with torch.no_grad():
+        trained, lowered = qat.eval()(images[0][:1]), bundle.program(images[0][:1])
+    assert torch.equal(trained, lowered)
+
+
+@needs_emulator
 @pytest.mark.parametrize("chip", ["sm8350", "sm8650"])
 def test_each_family_gets_the_activations_it_computes(chip: str, tmp_path) -> None:
     bundle = lowered(tmp_path, nn.LeakyReLU(0.1), chip)

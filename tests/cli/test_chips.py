@@ -1,5 +1,32 @@
 """Chips on the command line."""
 
+import pytest
+
+from fuseq.backends.qnn import chip_checks, host
+
+MISSING = host.host_problem() or (None if host.wheel_version() else "no onnxruntime-qnn wheel here")
+needs_emulator = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
+
+
+@needs_emulator
+def test_what_was_not_measured_is_said(run, model, tmp_path):
+    answer = run("lower", model, "-b", "qnn", "--chip", "sm8750", "-o", tmp_path / "o")
+    assert answer.status == 0
+    assert "x86 emulator; not verified on a device; no latency" in answer.stderr
+
+
+@needs_emulator
+def test_an_op_that_is_computed_otherwise_fails_its_gate(run, model, tmp_path, monkeypatch):
+    def changed(program, runner):
+        shown = right(program, runner)
+        return {**shown, "relu": shown["relu"] ^ 4}
+
+    right = chip_checks.shown_integers
+    monkeypatch.setattr(chip_checks, "shown_integers", changed)
+    answer = run("lower", model, "-b", "qnn", "--chip", "sm8750", "-o", tmp_path / "o")
+    assert (answer.status, answer.code) == (1, "FQ302")
+    assert "`relu`" in answer.stderr
+
 
 def test_the_chips_of_a_backend(run):
     chips = run("backends", "qnn", "--json").document["chips"]
