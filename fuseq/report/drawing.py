@@ -37,6 +37,7 @@ class Shade:
 
     Attributes:
         sqnr_db: of its value, or None where none is known.
+        of: name of the value that `sqnr_db` is of, where it is another that it ends in.
         group: nodes with the same word light up together.
         lines: more lines for its tooltip.
         anchor: id of the element with its details, or the empty string.
@@ -44,6 +45,7 @@ class Shade:
     """
 
     sqnr_db: float | None = None
+    of: str = ""
     group: str = ""
     lines: tuple[str, ...] = ()
     anchor: str = ""
@@ -198,7 +200,8 @@ class _Box:
         lines = [node.name, f"{node.op} {node.attributes}".strip()]
         lines.append(f"{node.dtype} {'×'.join(map(str, node.shape))}")
         if decibel is not None:
-            lines.append(f"SQNR {decibel:.1f} dB")
+            of = f" of {self.shade.of}" if self.shade.of else ""
+            lines.append(f"SQNR {decibel:.1f} dB{of}")
         lines += self.shade.lines
         if node.source or node.scope:
             lines.append(" in ".join(word for word in (node.source, node.scope) if word))

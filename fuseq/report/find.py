@@ -50,8 +50,8 @@ def find(
     progress("run", 0)
     outputs = run(bundle, program, chosen)
     progress("measure", 0)
-    quantized = program is not None and program.quantization is not None
-    values = measured_values(program, tensors(chosen)) if program and quantized else []
+    table = program.quantization if program else None
+    values = measured_values(program, tensors(chosen)) if program and table else []
     progress("check", 0)
     return Findings(
         bundle=bundle,
@@ -62,4 +62,5 @@ def find(
         inputs_are=what,
         outputs=outputs,
         values=values,
+        absorbed=table.absorbed if table else {},
     )

@@ -52,6 +52,7 @@ class Findings:
         inputs_are: what they are, in words.
         outputs: in float and of the shipped file.
         values: on grids, lowest SQNR first; empty for a float bundle.
+        absorbed: nodes without a value of their own -> the one that is computed with theirs.
     """
 
     bundle: Bundle
@@ -62,6 +63,7 @@ class Findings:
     inputs_are: str
     outputs: Outputs
     values: Sequence[MeasuredValue]
+    absorbed: Mapping[str, str]
 
 
 def render(findings: Findings) -> str:
@@ -123,12 +125,17 @@ def _graphs(findings: Findings) -> tuple[Drawing, Drawing]:
     def shade(name: str, value: str, group: str, lines: Sequence[str]) -> Shade:
         wrong = first is not None and first.node == name
         more = ("first value that differs",) if wrong else ()
-        grid = (grids[value],) if value in grids else ()
+        grid = (grids[name],) if name == value and name in grids else ()
         return Shade(
-            decibels.get(value), group, (*grid, *lines, *more), anchors.get(value, ""), wrong
+            sqnr_db=decibels.get(value),
+            of=value if value != name else "",
+            group=group,
+            lines=(*grid, *lines, *more),
+            anchor=anchors.get(value, ""),
+            wrong=wrong,
         )
 
-    readers = _only_readers(lineage.lowered)
+    absorbed = findings.absorbed
     before, after = {}, {}
     for node in lineage.captured:
         region = became.get(node.name, "")
@@ -136,15 +143,14 @@ def _graphs(findings: Findings) -> tuple[Drawing, Drawing]:
         lines = [f"becomes part of {region}"] if region else []
         if node.name in refused:
             lines.append(f"not fused: {refused[node.name].code}")
-        value = value if value in decibels else readers.get(value, "")
+        value = absorbed.get(value, value)
         before[node.name] = shade(node.name, value, region or node.name, lines)
     parts = Counter(became.values())
     for node in lineage.lowered:
         count = parts.get(node.module, 0)
         lines = [f"was {count} nodes"] if count > 1 else []
-        value = node.name
-        if node.name not in decibels and readers.get(node.name, "") in decibels:
-            value = readers[node.name]
+        value = absorbed.get(node.name, node.name)
+        if value != node.name:
             lines.append(f"computed together with {value}")
         group = node.module if count else node.name
         after[node.name] = shade(node.name, value, group, lines)
@@ -152,15 +158,6 @@ def _graphs(findings: Findings) -> tuple[Drawing, Drawing]:
         draw(lineage.captured, before, label="the graph as it was captured"),
         draw(lineage.lowered, after, label="the graph that was lowered"),
     )
-
-
-def _only_readers(nodes: Sequence[OutlineNode]) -> dict[str, str]:
-    """The one reader of each value that has just one."""
-    readers: dict[str, list[str]] = {}
-    for node in nodes:
-        for operand in node.operands:
-            readers.setdefault(operand, []).append(node.name)
-    return {name: found[0] for name, found in readers.items() if len(found) == 1}
 
 
 def _anchor(index: int) -> str:

@@ -72,6 +72,7 @@ def test_a_node_tells_its_source_line_and_lights_up_with_what_it_became(tab: Tab
     assert tip.splitlines()[0] == "wide"
     assert "conftest.py:" in tip
     assert "becomes part of fused" in tip
+    assert "dB of relu_1" in tip
     lit = tab.run("[...document.querySelectorAll('.lit')].map(n => n.dataset.node)")
     assert {"wide", "narrow", "norm"} <= set(lit)
     after = tab.run("document.querySelectorAll('.graph:nth-child(2) .lit').length")

@@ -66,7 +66,7 @@ def test_no_text_of_the_users_becomes_markup():
     hostile = dataclasses.replace(
         first, name=HOSTILE, op=f"foreign:{HOSTILE}", source=HOSTILE, scope=HOSTILE, dtype=HOSTILE
     )
-    shade = Shade(group=HOSTILE, lines=(HOSTILE,), anchor=HOSTILE)
+    shade = Shade(9.0, HOSTILE, HOSTILE, (HOSTILE,), HOSTILE)
     svg = str(draw([hostile, *rest[1:]], {HOSTILE: shade}, label=HOSTILE).svg)
     root = ElementTree.fromstring(svg)
     assert {element.tag.removeprefix(SVG) for element in root.iter()} <= {
