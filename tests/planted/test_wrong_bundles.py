@@ -233,6 +233,23 @@ def test_no_model_code_is_imported(bundles: dict[str, Path], tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
 
 
+def test_a_float_bundle_is_held_to_what_rounding_explains(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    target = load_target(str(tmp_path / "model.py"))
+    out = tmp_path / "bundle"
+    bundle = fuseq.lower(target.model, target.example_inputs, passes="fuse-affine", out=out)
+    good = fuseq.check(bundle.path)
+    assert [check.id for check in good.checks] == ["golden", "float-file"]
+    assert all(0 < check.gate["max_rel"] < 1e-4 for check in good.checks)
+    assert good.checks[0].gate["max_rel"] != 1e-5  # derived
+    good.raise_for_status()
+    edit_onnx(bundle.path / "model.fp32.onnx", "second.weight", lambda w: w * np.float32(1.001))
+    wrong = fuseq.check(resealed(bundle))
+    assert [check.passed for check in wrong.checks] == [False, False]
+    assert wrong.first_divergence is not None
+    assert wrong.first_divergence.source == "model.py:14"
+
+
 @pytest.mark.parametrize("option", ["onnx{io=integer}", "qnn{layout=nchw}"])
 def test_a_raw_file_with_integer_inputs_says_its_grids(option: str, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(MODEL)
