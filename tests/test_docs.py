@@ -37,7 +37,7 @@ README = ROOT / "README.md"
 MANUAL = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "examples/*/*.md", "changelog.d/README.md")
+    for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "changelog.d/README.md")
     for path in ROOT.glob(pattern)
 )
 SHOWS_WHAT_FAILS = ROOT / "docs" / "errors.md"
