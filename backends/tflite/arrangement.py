@@ -79,9 +79,17 @@ def transposed(
     file: File, source: int, shape: Sequence[int], axes: Sequence[int], output: int
 ) -> int:
     """A transpose of a tensor of `shape`, as a reshape where it moves no element."""
-    if moves_nothing(shape, axes):
+    if moves_nothing(shape, axes) and not file.is_open:
         return reshaped(file, source, output)
     return file.op("TRANSPOSE", [source, file.integers(*axes)], output, "Transpose")
+
+
+def copied(file: File, source: int, output: int) -> int:
+    """The same in a tensor of its own."""
+    if not file.is_open:
+        return reshaped(file, source, output)
+    axes = file.integers(*range(len(file.shapes[source])))
+    return file.op("TRANSPOSE", [source, axes], output, "Transpose")
 
 
 def reshaped(file: File, source: int, output: int) -> int:

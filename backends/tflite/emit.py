@@ -21,11 +21,12 @@ from torch import Tensor, fx, nn
 
 from fuseq import ops
 from fuseq.backends.tflite.arrangement import (
+    copied,
     inverse,
-    reshaped,
     reshaped_value,
     stored_axes,
     stored_shape,
+    transposed,
 )
 from fuseq.backends.tflite.file import Array, File
 from fuseq.backends.tflite.forms import FORMS
@@ -123,14 +124,17 @@ class _Emitter:
         kind, edge = self._edge(node)
         first = self.file.tensor(name, outside, kind, edge, free=[axes.index(d) for d in free])
         index = first
-        if outside != list(stored_shape(shape)):
+        if self._turns(shape):
             index = self.file.like(first, f"{name}.nhwc", stored_shape(shape))
-            axes = stored_axes(len(shape))
-            self.file.op("TRANSPOSE", [first, self.file.integers(*axes)], index, "Transpose")
+            transposed(self.file, first, shape, stored_axes(len(shape)), index)
         if grid is not None and edge != grid:
             index = self._moved(index, node.name, grid)
         self.tensors[node] = index
         return first
+
+    def _turns(self, shape: Sequence[int]) -> bool:
+        """Whether a value lies otherwise outside: an image, be it as wide and high as deep."""
+        return self.layout == "nchw" and len(shape) >= 4
 
     def _edge(self, node: fx.Node) -> tuple[str, Grid | None]:
         """Dtype and grid with which the caller gives or takes a value."""
@@ -146,14 +150,12 @@ class _Emitter:
         _, edge = self._edge(node)
         if grid is not None and edge != grid:
             index = self._dequantized(node) if edge is None else self._moved(index, name, edge)
-        if self.layout == "nchw" and stored_shape(shape) != tuple(shape):
+        if self._turns(shape):
             turned = self.file.like(index, f"{name}.nchw", shape)
             axes = inverse(stored_axes(len(shape)))
-            index = self.file.op(
-                "TRANSPOSE", [index, self.file.integers(*axes)], turned, "Transpose"
-            )
+            index = transposed(self.file, index, stored_shape(shape), axes, turned)
         if index in taken:  # an input, or another output: a tensor of its own
-            index = reshaped(self.file, index, self.file.like(index, name, self.file.shapes[index]))
+            index = copied(self.file, index, self.file.like(index, name, self.file.shapes[index]))
         return index
 
     # --- nodes ---

@@ -138,8 +138,10 @@ class File:
         """Start an empty graph.
 
         `dtypes`, `grids` and `shapes` hold those of each tensor, as stored, by its index; `pads`
-        the padded form of a tensor, by what was padded how.
+        the padded form of a tensor, by what was padded how; `is_open` whether the caller may change
+        a size, so that sizes of images must not be in the file.
         """
+        self.is_open = False
         self.graph = schema.SubGraphT()
         self.graph.tensors, self.graph.operators, self.graph.name = [], [], "main"
         self.codes: list[Any] = []
@@ -179,6 +181,7 @@ class File:
         self._taken.add(tensor.name)
         tensor.shape, tensor.type, tensor.buffer = list(shape), TYPES[dtype], 0
         if free:
+            self.is_open = True
             tensor.shapeSignature = [-1 if d in free else size for d, size in enumerate(shape)]
         tensor.quantization = schema.QuantizationParametersT()
         if grid is not None:

@@ -231,14 +231,35 @@ def _swapped(site: Site, split: Sequence[int], axes: Sequence[int]) -> None:
     reshaped(file, turned, site.output)
 
 
+def _cropped(site: Site, pairs: Sequence[tuple[int, int]]) -> int:
+    """The operand without what negative amounts cut; the result itself if that is all there is."""
+    file, source = site.file, site.inputs[0]
+    begin = [max(-before, 0) for before, _ in pairs]
+    end = [min(after, 0) for _, after in pairs]
+    if not any((*begin, *end)):
+        return source
+    sizes = zip(file.shapes[source], begin, end, strict=True)
+    shape = tuple(size - first + last for size, first, last in sizes)
+    output = site.output
+    if shape != file.shapes[output]:
+        output = file.like(source, f"{site.node.name}.cropped", shape)
+    corners = [file.integers(*values) for values in (begin, end, [1] * len(pairs))]
+    whole = sum(1 << axis for axis, last in enumerate(end) if last == 0)
+    return file.op("STRIDED_SLICE", [source, *corners], output, "StridedSlice", endMask=whole)
+
+
 def _pad(site: Site) -> None:
     amounts: Any = site.node.kwargs["pad"]
     rank = len(site.program.shape(site.node))
     pairs = [(0, 0)] * rank
     for i in range(len(amounts) // 2):
         pairs[rank - 1 - i] = (amounts[2 * i], amounts[2 * i + 1])
-    corners = site.file.integers(*(pairs[axis] for axis in stored_axes(rank)))
-    inputs, value = [site.inputs[0], corners], site.node.kwargs["value"]
+    stored = [pairs[axis] for axis in stored_axes(rank)]
+    source = _cropped(site, stored)
+    if source == site.output:
+        return
+    corners = site.file.integers(*((max(before, 0), max(after, 0)) for before, after in stored))
+    inputs, value = [source, corners], site.node.kwargs["value"]
     if site.node.kwargs["mode"] == "reflect":
         mode = schema.MirrorPadMode.REFLECT
         site.file.op("MIRROR_PAD", inputs, site.output, "MirrorPad", mode=mode)
@@ -267,9 +288,14 @@ def _slice(site: Site) -> None:
     axis, size = stored_axis(k["dim"], len(shape)), shape[k["dim"]]
     start, end, step = slice(k["start"], k["end"], k["step"]).indices(size)
     begin, stop, strides = [0] * len(shape), list(stored_shape(shape)), [1] * len(shape)
+    to_the_end = 0
+    if site.file.is_open:  # ends that count from the end, and no size of an image
+        start, end = (min(n, 2**31 - 1) for n in (k["start"] or 0, k["end"] or 2**31 - 1))
+        to_the_end = sum(1 << other for other in range(len(shape)) if other != axis)
     begin[axis], stop[axis], strides[axis] = start, end, step
     corners = [site.file.integers(*values) for values in (begin, stop, strides)]
-    site.file.op("STRIDED_SLICE", [site.inputs[0], *corners], site.output, "StridedSlice")
+    inputs = [site.inputs[0], *corners]
+    site.file.op("STRIDED_SLICE", inputs, site.output, "StridedSlice", endMask=to_the_end)
 
 
 def _matmul(site: Site) -> None:

@@ -11,7 +11,7 @@ from fuseq import ops
 from fuseq.backend import Refusal
 from fuseq.backends.tflite.file import TYPES
 from fuseq.backends.tflite.forms import FORMS
-from fuseq.backends.tflite.order import is_wide
+from fuseq.backends.tflite.order import block_orders, is_wide
 from fuseq.program import Program
 
 Reason: TypeAlias = tuple[str, str]
@@ -24,7 +24,10 @@ _NARROW: Mapping[str, Reason] = {
 }
 """Ops that have integers of 8 bits only."""
 
-_SIZED = frozenset("interpolate interpolate_nearest reshape unsqueeze pixel_unshuffle".split())
+_SIZED = frozenset(
+    "interpolate interpolate_nearest reshape unsqueeze conv_transpose2d adaptive_avg_pool".split()
+)
+"""Ops that have sizes of images in the file."""
 
 
 def refusals(program: Program, resizable: bool) -> list[Refusal]:
@@ -36,13 +39,15 @@ def refusals(program: Program, resizable: bool) -> list[Refusal]:
     """
     found = []
     for node in program.graph.nodes:
-        reason = _reason(program, node, resizable)
+        reason = _reason(program, node)
+        if resizable and program.origin.dynamic:
+            reason = reason or _size_in_the_file(program, node)
         if reason:
             found.append(Refusal(node.name, program.source(node), *reason))
     return found
 
 
-def _reason(program: Program, node: fx.Node, resizable: bool) -> Reason | None:
+def _reason(program: Program, node: fx.Node) -> Reason | None:
     name = ops.name_of(program, node)
     if name in ("input", "output", "constant"):
         return _dtype(node) if name == "input" or _is_output(node) else None
@@ -51,12 +56,22 @@ def _reason(program: Program, node: fx.Node, resizable: bool) -> Reason | None:
     if name not in FORMS and name not in _LAYERS:
         known = "rewrite it with ops of the vocabulary (docs/vocabulary.md)"
         return f"no TFLite operator computes {name.removeprefix('foreign:')}", known
-    if resizable and name in _SIZED and program.origin.dynamic:
-        return f"the size that {name} gives is a number in the file", "-b tflite, at a fixed size"
     if name in _NARROW and is_wide(program, node):
         return _NARROW[name]
     check = _CHECKS.get(name)
     return (check(program, node) if check else None) or (_dtype(node) if _is_output(node) else None)
+
+
+def _size_in_the_file(program: Program, node: fx.Node) -> Reason | None:
+    """Why an op cannot follow the size of the input."""
+    name = ops.name_of(program, node)
+    if name in ("max_pool", "avg_pool") and node.kwargs["ceil_mode"]:
+        return "windows that may hang over the edge", "ceil_mode=False, or a fixed size"
+    deep = node if name == "pixel_unshuffle" else next(iter(node.all_input_nodes), node)
+    split = name in ("pixel_shuffle", "pixel_unshuffle") and deep not in block_orders(program)
+    if name in _SIZED or split:
+        return f"the size that {name} gives is a number in the file", "-b tflite, at a fixed size"
+    return None
 
 
 def _is_output(node: fx.Node) -> bool:
@@ -135,8 +150,8 @@ def _pad(program: Program, node: fx.Node) -> Reason | None:
     k: dict[str, Any] = dict(node.kwargs)
     if k["mode"] not in ("constant", "reflect"):
         return f"no TFLite operator pads by {k['mode']}", "mode='constant' or 'reflect'"
-    if min(k["pad"]) < 0:
-        return "a negative pad, which cuts", "a slice"
+    if min(k["pad"]) < 0 and k["mode"] != "constant":
+        return f"a negative pad by {k['mode']}, which cuts", "a slice"
     return None
 
 

@@ -47,7 +47,9 @@ def padded(
         return source, schema.Padding.VALID
     if same and tuple(stride) == (1, 1) and span == [2 * p for p in padding]:
         return source, schema.Padding.SAME
-    after = [max(0, n - m - p) for n, m, p in zip(needed, sizes, padding, strict=True)]
+    after = list(padding)
+    if not file.is_open:  # what windows of this size reach
+        after = [max(0, n - m - p) for n, m, p in zip(needed, sizes, padding, strict=True)]
     amounts = [(0, 0), *zip(padding, after, strict=True), (0, 0)]
     key = (source, tuple(amounts), fill)
     if key in file.pads:  # of another window on the same input

@@ -117,7 +117,8 @@ def resolved(
 
     Steps below 1/128 of those of a term of a sum, or of the smallest product of two integers, would
     resolve nothing but rounding noise. Kernels multiply by the ratio of the steps: one of 256 or
-    more they refuse, or answer with noise, and from `2**22` on the integers of any op overflow.
+    more they refuse, or answer with noise, and from `2**22` on, `2**16` of 16 bits, the integers of
+    any op overflow.
     (A result that is always zero, as a dead channel or `x - x`, has the smallest of scales.)
 
     Args:
@@ -151,7 +152,7 @@ _FINEST = {
     **dict.fromkeys(("add", "sub", "mean", "mul", "matmul"), 2**-7),
     **dict.fromkeys(("conv2d", "conv_transpose2d", "linear"), 2**-7),
     "hardswish": 2**-6,
-    **dict.fromkeys(("relu", "clamp", "leaky_relu", "prelu"), 2**-20),
+    **dict.fromkeys(("relu", "clamp", "leaky_relu", "prelu"), 2**-14),
 }
 """Smallest step of a result, as a share of the steps of its operand or of their product."""
 

@@ -92,3 +92,16 @@ def test_inputs_between_two_steps_are_rounded_by_the_file_or_not_at_all(
     for arithmetic, runner in backend.runners(tmp_path / "model.int8.tflite").items():
         check, first = file_parity(program, runner, (halves,), arithmetic)
         assert check.metrics["differing"] == 0, first
+
+
+def test_an_image_as_deep_as_wide_is_turned_for_the_caller(tmp_path: Path) -> None:
+    """8 channels of 8 x 8: the shape is the same whether channels come first or last."""
+    torch.manual_seed(0)
+    x = torch.rand(1, 8, 8, 8)
+    backend = plugins.load("backends", "tflite")(layout="nchw")
+    bundle = fuseq.lower(
+        nn.Conv2d(8, 8, 3, padding=1).eval(), x, backend=backend, out=tmp_path / "out",
+        calibration=[x],
+    )  # fmt: skip
+    assert bundle.result is not None
+    bundle.result.raise_for_status()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fuseq
+from fuseq import plugins
 from fuseq.backends.tflite import TfliteBackend
 from tests.backends.test_onnx_forms import IMAGE, Attention, Between, tokens
 from tests.backends.tflite_files import operators
@@ -252,3 +253,15 @@ def test_all_reasons_come_at_once() -> None:
     program = fuseq.capture(Between(two).eval(), IMAGE, dynamic=False)
     found = TfliteBackend().refusals(program)
     assert [refusal.reason.split()[-1] for refusal in found] == ["circular", "dilation"]
+
+
+def test_what_onnx_quantizes_is_quantized_here_or_named(tmp_path: Path) -> None:
+    """DIV has no int8 kernel: the one op that ONNX has in integers and this format in float."""
+    theirs, ours = plugins.load("backends", "onnx").profile, TfliteBackend.profile
+    theirs = theirs.integer | theirs.float_inside | theirs.same_grid | theirs.tied_inputs
+    left = theirs - ours.integer - ours.same_grid - ours.tied_inputs - ours.decompose
+    assert left == {"div"}
+    divided = Between(lambda x: x / (1 + x * x))
+    bundle = lowered(divided, IMAGE, tmp_path / "out", "legalize,quantize")
+    assert bundle.manifest["float_islands"] == ["div"]
+    assert bundle.manifest["runtime_float_ops"] == {"DIV": 1}
