@@ -9,6 +9,7 @@ import base64
 import fcntl
 import json
 import os
+import select
 import shutil
 import signal
 import tempfile
@@ -16,6 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+ANSWERS_WITHIN = 300.0
+"""Seconds after which a browser is taken for stuck, on however busy a machine."""
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
@@ -99,6 +103,8 @@ class Tab:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self.buffer:
+            ready, _, _ = select.select([self.incoming], [], [], ANSWERS_WITHIN)
+            assert ready, "the browser does not answer"
             chunk = os.read(self.incoming, 1 << 16)
             assert chunk, "the browser ended"
             self.buffer += chunk
