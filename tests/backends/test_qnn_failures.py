@@ -17,6 +17,7 @@ from fuseq import backends
 from fuseq.backends.qnn import QnnBackend, emulator, host, worker
 from fuseq.bundle import read_bundle
 from fuseq.errors import FuseqError
+from tests.backends.test_qnn_files import Between
 
 MISSING = host.host_problem() or (None if host.wheel_version() else "no onnxruntime-qnn wheel here")
 needs_emulator = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
@@ -141,6 +142,17 @@ exit $status
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == "out"
     assert done.stdout == ""
+
+
+@needs_emulator
+def test_a_pattern_that_crashes_the_emulator(old: Path) -> None:
+    """A convolution without padding on rows that start past the first."""
+    backend = QnnBackend(chips=("sm8750",))
+    model = Between(lambda y, layer: layer(y.tanh()[:, :, 1:]).tanh(), nn.Conv2d(8, 8, 3)).eval()
+    with pytest.raises(FuseqError, match=r"FQ505(.|\n)*SIGSEGV") as raised:
+        fuseq.lower(model, IMAGE, backend=backend, out=old, calibration=[IMAGE], force=True)
+    assert raised.value.exit_code == 4
+    unharmed(old)
 
 
 @needs_emulator
