@@ -53,6 +53,7 @@ parity: $(READY)
 
 # The three papers' systems: trained on, lowered to three targets, checked, and a table of figures.
 examples: $(READY)
+	rm -rf build/examples
 	OMP_NUM_THREADS=1 $(BIN)/python examples/common/report.py --out build/examples \
 		--table examples/figures.md --jobs $(JOBS)
 

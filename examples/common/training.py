@@ -32,6 +32,7 @@ def train(
     steps: int,
     rate: float,
     curriculum: Curriculum | None = None,
+    batch_statistics: bool = True,
 ) -> None:
     """Train a network in place, and leave it in evaluation mode.
 
@@ -42,8 +43,9 @@ def train(
         steps: Number of batches.
         rate: Highest learning rate.
         curriculum: Its stages are counted in steps.
+        batch_statistics: Batch norms have the statistics of each batch, else those of evaluation.
     """
-    model.train()
+    model.train(batch_statistics)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     started, losses = time.monotonic(), []

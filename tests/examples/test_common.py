@@ -184,6 +184,6 @@ def test_the_table_and_what_it_requires() -> None:
     results["ablation"] = {
         name: {"float": good, "ptq": {**good, "psnr": psnr}} for name, psnr in blocks.items()
     }
-    text = report.page(results, 60, 120)
+    text = report.page(results)
     assert "| image enhancement | tflite | 30.000 / 0.9000 | 29.900 / 0.9000 |" in text
     assert text.index("| RepConv |") < text.index("| RepDW |") < text.index("| MobileOne |")

@@ -17,7 +17,7 @@ from tests.examples.scripts import EXAMPLES, results, run
 
 EXAMPLE = EXAMPLES / "qdr" / "model.py"
 # In dB; the committed weights measured more, a little is left for other machines' arithmetic.
-MARGIN = 2.4
+MARGIN = 7.0
 model, get_model = load_function(str(EXAMPLE), "get_model")
 
 
@@ -140,6 +140,7 @@ def test_training_by_two_ranks(tmp_path: Path) -> None:
     said = run("qdr/train.py", tmp_path, "--backends", "tflite", ranks=2)
     assert [line for line in said.splitlines() if line.startswith("training")] == [
         "training in float",
+        "training in float, with the statistics of evaluation",
         "training on in float",
         "training in the integers of tflite",
     ]
