@@ -69,6 +69,23 @@ def train(
     model.eval()
 
 
+def train_in_stages(
+    student: nn.Module, batches: Batches, loss: Loss, steps: int, rate: float
+) -> None:
+    """Train a prepared network: a fifth to observe, two to tune, the rest with frozen grids.
+
+    Args:
+        student: Prepared for INT8, or a wrapper of such a network.
+        batches: Endless.
+        loss: What to minimize.
+        steps: Number of batches in all.
+        rate: Highest learning rate.
+    """
+    fifth = steps // 5
+    curriculum = Curriculum(student, observe=fifth, tune=2 * fifth, freeze=steps - 3 * fifth)
+    train(student, batches, loss, steps, rate, curriculum)
+
+
 @torch.no_grad()
 def recompute_statistics(model: nn.Module, batches: Batches) -> None:
     """Replace the running statistics, in place, by the average over 64 batches.

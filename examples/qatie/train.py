@@ -22,14 +22,13 @@ from torch import Tensor, nn
 sys.path.append(str(Path(__file__).parents[1] / "common"))  # what all examples share
 
 import model as task
-from deployment import FLOAT_PASSES, deploy, fused, save
+from deployment import deploy, fused, prepared, save
 from images import HELD_OUT, Pair, batches, crops, folder_pairs, hold_out, to_planes
 from losses import enhancement_loss
 from quality import measure
-from training import Batches, joined, parallel, parser, say, train
+from training import Batches, joined, parallel, parser, say, train, train_in_stages
 
-import fuseq.qat
-from fuseq.qat import Curriculum, QatModel
+from fuseq.qat import QatModel
 
 PATCH = 64
 RATE, TUNING_RATE = 2e-3, 3e-4
@@ -44,17 +43,8 @@ def quantization_aware(
     model: nn.Module, backend: str, calibration: list[Tensor], drawn: Batches, steps: int
 ) -> QatModel:
     """Train a network in the integers of a backend."""
-    qat = fuseq.qat.prepare(
-        model,
-        calibration[0],
-        target=backend.partition("{")[0],
-        calibration=calibration,
-        passes=FLOAT_PASSES,
-    )
-    student = parallel(qat)
-    fifth = steps // 5
-    curriculum = Curriculum(student, observe=fifth, tune=2 * fifth, freeze=steps - 3 * fifth)
-    train(student, drawn, loss, steps, TUNING_RATE, curriculum)
+    qat = prepared(model, backend, calibration)
+    train_in_stages(parallel(qat), drawn, loss, steps, TUNING_RATE)
     return qat
 
 

@@ -23,14 +23,22 @@ from torch import Tensor, nn
 sys.path.append(str(Path(__file__).parents[1] / "common"))  # what all examples share
 
 import model as task
-from deployment import FLOAT_PASSES, deploy, fused, save
+from deployment import deploy, fused, prepared, save
 from images import HELD_OUT, Pair, batches, crops, folder_pairs, hold_out, to_planes
 from quality import measure
-from training import Batches, Loss, joined, parallel, parser, recompute_statistics, say, train
+from training import (
+    Batches,
+    Loss,
+    joined,
+    parallel,
+    parser,
+    recompute_statistics,
+    say,
+    train,
+    train_in_stages,
+)
 
-import fuseq.qat
 from fuseq.qat import (
-    Curriculum,
     Features,
     LearnableReweighting,
     QatModel,
@@ -66,17 +74,10 @@ def quantization_aware(
     model: nn.Module, backend: str, calibration: list[Tensor], drawn: Batches, steps: int
 ) -> QatModel:
     """Train a network in the integers of a backend."""
-    qat = fuseq.qat.prepare(
-        model,
-        calibration[0],
-        target=backend.partition("{")[0],
-        calibration=calibration,
-        passes=FLOAT_PASSES,
+    qat = prepared(model, backend, calibration)
+    train_in_stages(
+        parallel(Features(qat, BOTTLENECK)), drawn, distillation_loss(qat), steps, TUNING_RATE
     )
-    student = parallel(Features(qat, BOTTLENECK))
-    fifth = steps // 5
-    curriculum = Curriculum(student, observe=fifth, tune=2 * fifth, freeze=steps - 3 * fifth)
-    train(student, drawn, distillation_loss(qat), steps, TUNING_RATE, curriculum)
     return qat
 
 

@@ -30,13 +30,22 @@ from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parents[1] / "common"))  # what all examples share
 
-from deployment import FLOAT_PASSES, deploy, fused, save
+from deployment import deploy, fused, prepared, save
 from images import HELD_OUT, Pair, batches, crops, hold_out, to_planes
 from quality import measure
-from training import Batches, Loss, joined, parallel, parser, recompute_statistics, say, train
+from training import (
+    Batches,
+    Loss,
+    joined,
+    parallel,
+    parser,
+    recompute_statistics,
+    say,
+    train,
+    train_in_stages,
+)
 
-import fuseq.qat
-from fuseq.qat import Curriculum, FidelityLoss, QatModel
+from fuseq.qat import FidelityLoss, QatModel
 
 PATCH, LOW_SIZE = 48, 64
 RATE, FIDELITY_RATE, TUNING_RATE = 2e-3, 5e-4, 3e-4
@@ -68,17 +77,8 @@ def quantization_aware(
     steps: int,
 ) -> QatModel:
     """Stage 3, in the integers of a backend."""
-    qat = fuseq.qat.prepare(
-        model,
-        calibration[0],
-        target=backend.partition("{")[0],
-        calibration=calibration,
-        passes=FLOAT_PASSES,
-    )
-    student = parallel(qat)
-    fifth = steps // 5
-    curriculum = Curriculum(student, observe=fifth, tune=2 * fifth, freeze=steps - 3 * fifth)
-    train(student, drawn, loss, steps, TUNING_RATE, curriculum)
+    qat = prepared(model, backend, calibration)
+    train_in_stages(parallel(qat), drawn, loss, steps, TUNING_RATE)
     return qat
 
 

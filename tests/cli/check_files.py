@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +19,7 @@ from fuseq.backends.tflite.file import packed, unpacked
 from fuseq.bundle import MANIFEST, sha256
 from fuseq.cli.commands import app
 from fuseq.target import load_target
+from tests.cli.conftest import Answer
 
 MODEL = """import torch
 from torch import nn
@@ -82,34 +80,15 @@ ref = "build/tflite"
 _GITHUB = ("GITHUB_WORKSPACE", "GITHUB_STEP_SUMMARY")
 
 
-@dataclass(frozen=True)
-class Done:
-    """What a process gave."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.stdout)
-
-    @property
-    def code(self) -> str:
-        assert "Traceback" not in self.stderr
-        (found,) = re.findall(r"^error\[(FQ\d{3})\]", self.stderr, re.MULTILINE)
-        return str(found)
-
-
-def fuseq_check(place: Path, *arguments: object, **environment: str) -> Done:
+def fuseq_check(place: Path, *arguments: object, **environment: str) -> Answer:
     """`fuseq check` in a directory, in this process."""
     env: dict[str, str | None] = dict.fromkeys(("CI", *_GITHUB)) | environment
     with contextlib.chdir(place):
         done = CliRunner().invoke(app, ["check", "-q", *map(str, arguments)], env=env)
-    return Done(done.exit_code, done.stdout, done.stderr)
+    return Answer(done.exit_code, done.stdout, done.stderr)
 
 
-def process(place: Path, *arguments: object, **environment: str) -> Done:
+def process(place: Path, *arguments: object, **environment: str) -> Answer:
     """The same, as a process of its own."""
     kept = {k: v for k, v in os.environ.items() if k not in ("CI", *_GITHUB)}
     done = subprocess.run(
@@ -120,7 +99,7 @@ def process(place: Path, *arguments: object, **environment: str) -> Done:
         text=True,
         check=False,
     )
-    return Done(done.returncode, done.stdout, done.stderr)
+    return Answer(done.returncode, done.stdout, done.stderr)
 
 
 def make_repository(place: Path) -> Path:

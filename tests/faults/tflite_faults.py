@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from fuseq.backends.tflite.file import TYPES, metadata_of, operators, packed, unpacked
+from fuseq.backends.tflite.file import packed, unpacked
+from fuseq.backends.tflite.graph import read_graph
 from fuseq.program import Program
 from tests.faults.fault import (
     BIAS_EDITS,
@@ -40,11 +41,12 @@ class TfliteFile:
     """A good file, its tensors by name, and the program it was written from."""
 
     def __init__(self, data: bytes, program: Program) -> None:
-        self.model = unpacked(data)
-        self.graph = self.model.subgraphs[0]
-        self.codes = operators(self.model)
-        self.names = [_text(tensor.name) for tensor in self.graph.tensors]
-        values: dict[str, str] = metadata_of(self.model)["values"]
+        self.graph = unpacked(data).subgraphs[0]
+        read = read_graph(data)
+        self.codes = [operator.code for operator in read.operators]
+        self.tensors = read.tensors
+        self.names = [tensor.name for tensor in self.tensors]
+        values: Mapping[str, str] = read.metadata["values"]
         self.values: dict[str, set[str]] = {}
         for name, tensor in values.items():
             self.values.setdefault(tensor, set()).add(name)
@@ -60,7 +62,7 @@ class TfliteFile:
             if not blamed:
                 continue
             for index in operator.inputs:
-                if index >= 0 and index not in seen and self._content(index) is not None:
+                if index >= 0 and index not in seen and self.tensors[index].content is not None:
                     seen.add(index)
                     yield from self._of_constant(index, code, self._values_that_read(index))
             yield from self._of_op(position, operator, code, blamed)
@@ -71,9 +73,9 @@ class TfliteFile:
     # --- constants ---
 
     def _of_constant(self, index: int, code: str, blamed: frozenset[str]) -> Iterator[Fault]:
-        tensor, value = self.graph.tensors[index], self._content(index)
+        tensor, value = self.graph.tensors[index], self.tensors[index].content
         assert value is not None
-        scales = _scales(tensor)
+        scales = self.tensors[index].scales
         if tensor.type == schema.TensorType.INT32 and not len(scales):
             if value.shape == (4, 2) and np.any(value):
                 moved = np.array(value)
@@ -126,7 +128,7 @@ class TfliteFile:
         if code in OTHERS:
             change = partial(_replace, OTHERS[code])
             yield self._op("op: another one", place, position, change, blamed)
-        inputs = [i for i in operator.inputs if i >= 0 and self._content(i) is None]
+        inputs = [i for i in operator.inputs if i >= 0 and self.tensors[i].content is None]
         if code in ("SUB", "DIV", "CONCATENATION") and len(set(inputs)) > 1:
             yield self._op("operands: exchanged", place, position, _exchange, blamed)
         if code in ("ADD", "MUL", "SUB", "CONCATENATION") and len(set(inputs)) > 1:
@@ -159,7 +161,7 @@ class TfliteFile:
 
     def _constant(self, kind: str, index: int, edit: Edit, blamed: frozenset[str]) -> Fault:
         def change(model: Any) -> None:
-            value = self._content(index)
+            value = self.tensors[index].content
             assert value is not None
             after = np.ascontiguousarray(edit(value.copy()).astype(value.dtype))
             own = schema.BufferT()  # another operator may read the same buffer
@@ -191,15 +193,6 @@ class TfliteFile:
         return Fault(kind, place, blamed, partial(_planted, edit))
 
     # --- reading ---
-
-    def _content(self, index: int) -> np.ndarray | None:
-        tensor = self.graph.tensors[index]
-        data = self.model.buffers[tensor.buffer].data
-        if data is None or not len(data):
-            return None
-        dtype = next(name for name, kind in TYPES.items() if kind == tensor.type)
-        array: np.ndarray = np.asarray(data, np.uint8).view(dtype).reshape(tensor.shape)
-        return array
 
     def _values_that_read(self, index: int) -> frozenset[str]:
         """What the operators compute that read a constant, which several may share."""
@@ -264,14 +257,3 @@ def _leave_out(operator: Any, model: Any) -> None:
 
 def _set(field: str, value: Any, operator: Any, model: Any) -> None:
     setattr(operator.builtinOptions, field, value)
-
-
-def _scales(tensor: Any) -> np.ndarray:
-    grid = tensor.quantization
-    if grid is None or grid.scale is None:
-        return np.zeros(0, np.float32)
-    return np.array(grid.scale, np.float32)
-
-
-def _text(name: bytes | str) -> str:
-    return name.decode() if isinstance(name, bytes) else name
