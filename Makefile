@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 JOBS ?= 2
 SEED ?= 0
 
-.PHONY: demo test lint types walls tests fuzz faults parity examples zoo htp clean
+.PHONY: demo test lint types walls tests fuzz faults parity examples peers zoo htp clean
 .DEFAULT_GOAL := test
 
 # torch first and by itself: the packages built against it then find the pinned version in place.
@@ -56,6 +56,11 @@ examples: $(READY)
 	rm -rf build/examples
 	OMP_NUM_THREADS=1 $(BIN)/python examples/common/report.py --out build/examples \
 		--table examples/figures.md --jobs $(JOBS)
+
+# Other toolkits on the same network, each in an environment of its own: a page of figures.
+peers: $(READY)
+	$(BIN)/python -m benchmarks.peers.install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers
 
 # Published networks: heavy, so `make test` leaves them out. What the last three packages want
 # besides, for training, is more than all the rest and disagrees with the pinned set; their networks

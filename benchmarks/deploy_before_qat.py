@@ -27,7 +27,15 @@ from torch import nn
 import fuseq
 from benchmarks import sr_student
 from benchmarks.intervals import mean_half_width
-from benchmarks.qat_runs import Prepared, branches_apart, deployed, ours, ptq, train
+from benchmarks.peers.bed import Prepared, train
+from benchmarks.qat_runs import (
+    branches_apart,
+    deployed,
+    ours,
+    ptq,
+    shipped_psnr,
+    training_batches,
+)
 from benchmarks.sr_student import calibration, module_psnr, say
 from fuseq.program import Program
 
@@ -61,8 +69,8 @@ def recalibrated(model: nn.Module) -> Program:
 
 def after_training(prepared: Prepared, seed: int, steps: int) -> float:
     """PSNR of what is deployed after QAT."""
-    train(prepared, seed, steps)
-    return module_psnr(prepared.deploy())
+    train(prepared, training_batches(seed), steps)
+    return shipped_psnr(prepared)
 
 
 def table(results: list[dict[str, float]]) -> str:

@@ -1,15 +1,15 @@
-"""PSNR of the deployed INT8 network after 200 steps of QAT: ours, other toolkits, and no QAT.
+"""PSNR of the deployed INT8 network after 200 steps of QAT: ours, torch.ao FX, and no QAT.
 
     python -m benchmarks.qat_quality
 
 starts from one float network (the x3 student, RepConv blocks, 500 steps) and trains it with each
-toolkit for 200 steps on the same data, by the recipe of `benchmarks.qat_runs`. The control trains
+for 200 steps on the same data, by the recipe of `benchmarks.peers.bed`. The control trains
 the fused network in float just as long and quantizes it afterwards: plainly, and with the aids that
 `fuseq ptq` has by default. One row gives torch.ao the
 network that ours begins with, equalized: what is left of the difference is that of the training.
 
 "Deployed" is what ships: for ours, PTQ and the control the ONNX file in ONNX Runtime, for torch.ao
-FX its int8 kernels, for torchao its converted reference model, for brevitas its simulation.
+FX its int8 kernels. Other toolkits are compared by `benchmarks.peers`.
 "Trained" is the network in training form, for the control in float. Both in dB on 32 held-out
 images, as mean over the seeds of the data and 95 % confidence interval (Student). The last column
 is the mean of the differences, seed by seed, from the better variant of torch.ao FX. Progress goes
@@ -32,8 +32,16 @@ from torch import nn
 import fuseq
 from benchmarks import sr_student
 from benchmarks.intervals import mean_half_width
-from benchmarks.qat_peers import PEERS, fx
-from benchmarks.qat_runs import Fused, Prepared, deployed, ours, ptq, train, tune
+from benchmarks.peers.bed import Prepared, Student, train, tune
+from benchmarks.qat_runs import (
+    deployed,
+    fused_student,
+    fx,
+    ours,
+    ptq,
+    shipped_psnr,
+    training_batches,
+)
 from benchmarks.sr_student import module_psnr, say
 from fuseq import plugins
 from fuseq.api import captured
@@ -70,24 +78,24 @@ PTQ: dict[str, Callable[[nn.Module | Program], Program]] = {
 }
 
 
-def equalized(model: nn.Module) -> Fused:
+def equalized(model: nn.Module) -> Student:
     """The network as ours begins with it, for others: what QAT gives apart from equalizing."""
     images = sr_student.calibration()
     passes = "recalibrate-bn,fuse-affine,equalize"
-    return Fused(fuseq.fuse(model, images[0], passes=passes, calibration=images)).eval()
+    return fused_student(fuseq.fuse(model, images[0], passes=passes, calibration=images)).eval()
 
 
 def quantization_aware(prepare: Callable[[], Prepared], seed: int, steps: int) -> list[Result]:
     """Prepared, trained and deployed."""
     prepared = prepare()
-    train(prepared, seed, steps)
-    return [(module_psnr(prepared.module), module_psnr(prepared.deploy()))]
+    train(prepared, training_batches(seed), steps)
+    return [(module_psnr(prepared.module), shipped_psnr(prepared))]
 
 
-def control(model: Fused, seed: int, steps: int) -> list[Result]:
+def control(model: Student, seed: int, steps: int) -> list[Result]:
     """Trained in float; then quantized in each of the `PTQ` ways."""
     tuned = copy.deepcopy(model).train()
-    tune(tuned, seed, steps)
+    tune(tuned, training_batches(seed), steps)
     in_float = module_psnr(tuned)
     return [(in_float, module_psnr(deployed(way(tuned.eval())))) for way in PTQ.values()]
 
@@ -126,7 +134,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model: nn.Module = sr_student.trained(start=options.start)
     program = fuseq.fuse(model, sr_student.calibration()[0])
-    fused, example = Fused(program).eval(), next(sr_student.batches(0))[0]
+    fused = fused_student(program).eval()
     start = module_psnr(fused)
     rows: dict[str, list[Result]] = {
         "bicubic": [(sr_student.bicubic_psnr(), math.nan)],
@@ -136,8 +144,9 @@ def main() -> None:
         rows[f"PTQ, {way}"] = [(start, module_psnr(deployed(quantized(program))))]
     runs: dict[str, Callable[[int, int], list[Result]]] = {
         "control: float, then PTQ": partial(control, fused),
-        **{n: partial(quantization_aware, partial(p, fused, example)) for n, p in PEERS.items()},
-        EQUALIZED: partial(quantization_aware, lambda: fx(equalized(model), example, 0)),
+        "torch.ao FX, v0": partial(quantization_aware, partial(fx, fused, 0)),
+        "torch.ao FX, v1": partial(quantization_aware, partial(fx, fused, 1)),
+        EQUALIZED: partial(quantization_aware, lambda: fx(equalized(model), 0)),
         **{n: partial(quantization_aware, partial(ours, model, **o)) for n, o in OURS.items()},
     }
     chosen = {name: run for name, run in runs.items() if options.only in name}

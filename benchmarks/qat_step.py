@@ -16,57 +16,20 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import fuseq
 from benchmarks import sr_student
-from benchmarks.qat_peers import PEERS
-from benchmarks.qat_runs import RATE, Fused, Prepared, ours
-from benchmarks.sr_student import say
+from benchmarks.peers.bed import Prepared
+from benchmarks.peers.training_step import Step, timed
+from benchmarks.qat_runs import fused_student, fx, ours
 from fuseq.latency import median_interval
 
-WARM_UP = 3
 STAGES = ("observing", "frozen", "all frozen")
-
-
-class Step:
-    """One training step of a network, on the same batch each time."""
-
-    def __init__(self, module: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-        """Set up the optimizer."""
-        self.module, (self.low, self.high) = module, batch
-        self.optimizer = torch.optim.Adam(module.parameters(), lr=RATE)
-
-    def __call__(self) -> None:
-        """Forward, backward, update."""
-        self.optimizer.zero_grad()
-        self.loss().backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-
-    def loss(self) -> Tensor:
-        """Mean absolute error of the batch."""
-        return F.l1_loss(self.module(self.low), self.high)
-
-    def saved_mebibytes(self) -> float:
-        """Size of what the forward pass keeps for the backward pass."""
-        parameters = {p.untyped_storage().data_ptr() for p in self.module.parameters()}
-        saved: dict[int, torch.UntypedStorage] = {}  # alive, so that no address comes twice
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in parameters:
-                saved[storage.data_ptr()] = storage
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            self.loss()
-        return sum(storage.nbytes() for storage in saved.values()) / 2**20
 
 
 def in_stage(prepare: Callable[[], Prepared], stage: str, batch: tuple[Tensor, Tensor]) -> Step:
@@ -84,11 +47,11 @@ def in_stage(prepare: Callable[[], Prepared], stage: str, batch: tuple[Tensor, T
 def steps(model: nn.Module) -> dict[str, Step | str]:
     """A step for each row, or the reason why there is none."""
     batch = next(sr_student.batches(0))
-    fused = Fused(fuseq.fuse(model, batch[0])).train()
+    fused = fused_student(fuseq.fuse(model, batch[0])).train()
     prepares: dict[str, tuple[Callable[[], Prepared], tuple[str, ...]]] = {
         "ours": (partial(ours, model), STAGES),
         "ours, learned scales": (partial(ours, model, learn_scales=True), ("observing",)),
-        **{name: (partial(peer, fused, batch[0]), STAGES) for name, peer in PEERS.items()},
+        **{f"torch.ao FX, v{v}": (partial(fx, fused, v), STAGES) for v in (0, 1)},
     }
     rows: dict[str, Step | str] = {"float": Step(fused, batch)}
     for name, (prepare, stages) in prepares.items():
@@ -99,19 +62,6 @@ def steps(model: nn.Module) -> dict[str, Step | str]:
                 rows[name] = f"not installed: {error}"
                 break
     return rows
-
-
-def timed(rows: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each step, round by round."""
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
-    for number in range(-WARM_UP, rounds):
-        for name, step in rows.items():
-            start = time.process_time()
-            step()
-            if number >= 0:
-                seconds[name].append(time.process_time() - start)
-        say(f"round {number + 1}/{rounds}")
-    return seconds
 
 
 def main() -> None:

@@ -41,7 +41,8 @@ from torch import Tensor, nn
 
 import fuseq
 from benchmarks import sr_student
-from benchmarks.qat_runs import Fused
+from benchmarks.peers.bed import Student
+from benchmarks.qat_runs import fused_student
 from benchmarks.sr_student import say
 from fuseq import ops
 from fuseq.backends.tflite import TfliteBackend
@@ -92,7 +93,7 @@ def written(program: Program, backend: TfliteBackend, out: Path) -> tuple[Path, 
     return out / "model.int8.tflite", time.perf_counter() - started
 
 
-def through_peer(python: str, fused: Fused, data: list[Tensor], out: Path) -> tuple[Path, float]:
+def through_peer(python: str, fused: Student, data: list[Tensor], out: Path) -> tuple[Path, float]:
     """The student through litert-torch and ai-edge-quantizer."""
     layers: list[Any] = [fused.stem, *fused.convs, fused.head]
     arrays: dict[str, Any] = {"calibration": torch.cat(data).numpy()}
@@ -167,7 +168,7 @@ def student(out: Path, peer: str | None, side: int) -> tuple[dict[str, Path], di
     files["fuseq"], seconds["fuseq"] = written(program, TfliteBackend(), out / "student")
     if peer:
         say("converting through litert-torch")
-        fused = Fused(program)
+        fused = fused_student(program)
         route = through_peer(peer, fused, images, out)
         files["litert-torch, ai-edge-quantizer"], seconds["litert-torch, ai-edge-quantizer"] = route
     return files, seconds

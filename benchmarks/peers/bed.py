@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Run = Callable[[Tensor], Tensor]
+Batches = Iterator[tuple[Tensor, Tensor]]
 Deployed = Path | Run
 """A file `*.onnx` or `*.tflite`, or a function of a batch `[N, 3, H, W]`."""
 
@@ -99,24 +100,45 @@ class Bed:
         """Images `[1, 3, 64, 64]` that PSNR is measured on."""
         return [torch.from_numpy(x)[None] for x in np.load(self.folder / "held_out.npy")]
 
-    def batches(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, seed: int) -> Batches:
         """Low and high patches `[4, 3, side, side]` in 0..1, one pair for each step."""
         low, high = (np.load(self.folder / f"{part}-{seed}.npy") for part in ("low", "high"))
         for pair in zip(low, high, strict=True):
             yield tuple(torch.from_numpy(x).float() / 255 for x in pair)  # type: ignore[misc]
 
 
-def train(prepared: Prepared, batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> None:
-    """Train in place: L1, Adam with a cosine down to 0, observers stopped on the way."""
-    optimizer = torch.optim.Adam(prepared.module.parameters(), lr=RATE)
+def tune(
+    model: nn.Module,
+    batches: Batches,
+    steps: int,
+    before_step: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Train in place: L1, Adam with a cosine down to 0.
+
+    Args:
+        model: in train mode.
+        batches: at least as many as steps.
+        steps: number of batches.
+        before_step: called with the number of each step.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step, (low, high) in enumerate(itertools.islice(batches, steps)):
+        before_step(step)
+        optimizer.zero_grad()
+        F.l1_loss(model(low), high).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+
+
+def train(prepared: Prepared, batches: Batches, steps: int) -> None:
+    """Train in place through the three stages, and leave all grids frozen."""
+
+    def before_step(step: int) -> None:
         if step == int(FREEZE_ACTIVATIONS * steps):
             prepared.freeze_activations()
         if step == int(FREEZE_ALL * steps):
             prepared.freeze_all()
-        optimizer.zero_grad()
-        F.l1_loss(prepared.module(low), high).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+
+    tune(prepared.module, batches, steps, before_step)
     prepared.freeze_all()

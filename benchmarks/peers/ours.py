@@ -11,26 +11,36 @@ import fuseq.qat
 from benchmarks.peers.bed import Prepared, Run
 from fuseq.program import Program
 
-
-def ptq(model: nn.Module, calibration: list[Tensor], out: Path) -> Path:
-    """Min-max ranges; the file for ONNX Runtime. The checks are left out: nobody else has any."""
-    return _lowered(fuseq.quantize(model, calibration[0], calibration=calibration), out)
+FILES = {"onnx": "model.int8.qdq.onnx", "tflite": "model.int8.tflite"}
 
 
-def qat(model: nn.Module, calibration: list[Tensor], out: Path) -> Prepared:
+def ptq(
+    model: nn.Module,
+    calibration: list[Tensor],
+    out: Path,
+    target: str = "onnx",
+    check: bool = False,
+) -> Path:
+    """Min-max ranges. Checks are left out, unless asked for: nobody else has any."""
+    program = fuseq.capture(model, calibration[0], dynamic=target == "onnx")
+    program = fuseq.quantize(program, target=target, calibration=calibration)
+    return _lowered(program, target, out, check)
+
+
+def qat(model: nn.Module, calibration: list[Tensor], out: Path, target: str = "onnx") -> Prepared:
     """Trained in the integers of the file."""
-    module = fuseq.qat.prepare(model, calibration[0], calibration=calibration)
+    module = fuseq.qat.prepare(model, calibration[0], target=target, calibration=calibration)
     return Prepared(
         module,
         freeze_activations=lambda: module.stage(observing=False, weight_grids_frozen=False),
         freeze_all=lambda: module.stage(observing=False, weight_grids_frozen=True),
-        deploy=lambda: _lowered(fuseq.qat.finalize(module), out),
+        deploy=lambda: _lowered(fuseq.qat.finalize(module), target, out),
     )
 
 
-def _lowered(program: Program, out: Path) -> Path:
-    fuseq.lower(program, backend="onnx", out=out / "bundle", check=False)
-    return out / "bundle" / "model.int8.qdq.onnx"
+def _lowered(program: Program, target: str, out: Path, check: bool = False) -> Path:
+    fuseq.lower(program, backend=target, out=out / "bundle", check=check)
+    return out / "bundle" / FILES[target]
 
 
 def fused(model: nn.Module, example: Tensor, out: Path) -> Run:

@@ -6,7 +6,7 @@
     PEER/bin/python -m benchmarks.peers.worker TOOLKIT growth BED OUT
     PEER/bin/python -m benchmarks.peers.worker TOOLKIT fused BED OUT [--network repvgg]
 
-OUT is a folder that the files go to: what the toolkit writes, and outputs for the held-out images.
+OUT is a folder, made anew, for what the toolkit writes and for outputs on the held-out images.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import copy
 import importlib
 import json
 import resource
+import shutil
 import sys
 import time
 import warnings
@@ -27,14 +28,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.peers.bed import RATE, Bed, Deployed, Prepared, Run, student, train
+from benchmarks.peers.bed import Bed, Deployed, Prepared, Run, student, train
+from benchmarks.peers.training_step import Step, timed
 
 DEPTHS = (10, 20, 40, 80)
 STAGES = ("observing", "frozen", "all frozen")
-WARM_UP = 3
 
 
 def shipped(deployed: Deployed, images: list[Tensor], out: Path) -> dict[str, Any]:
@@ -82,45 +82,27 @@ def in_evaluation(module: nn.Module) -> None:
 
 
 def step(toolkit: Any, bed: Bed, out: Path, rounds: int) -> dict[str, Any]:
-    """CPU seconds of training steps in each stage beside float ones, all taking turns."""
+    """CPU seconds of training steps in each stage beside float ones, and MiB that they keep."""
     batch = next(bed.batches(0))
-    rows: dict[str, Callable[[], None]] = {"float": stepper(bed.student().train(), batch)}
+    rows = {"float": Step(bed.student().train(), batch)}
     for stage in STAGES:
         prepared: Prepared = toolkit.qat(bed.student(), bed.calibration(), out)
-        rows[stage] = stepper(prepared.module, batch)
+        rows[stage] = Step(prepared.module, batch)
         rows[stage]()
         if stage != "observing":
             prepared.freeze_activations()
         if stage == "all frozen":
             prepared.freeze_all()
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
-    for number in range(-WARM_UP, rounds):
-        for name, run in rows.items():
-            started = time.process_time()
-            run()
-            if number >= 0:
-                seconds[name].append(time.process_time() - started)
-    return {"step": seconds}
-
-
-def stepper(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Callable[[], None]:
-    """Forward, L1, backward and Adam, on the same batch each time."""
-    optimizer = torch.optim.Adam(module.parameters(), lr=RATE)
-
-    def run() -> None:
-        optimizer.zero_grad()
-        F.l1_loss(module(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    return run
+    saved = {name: row.saved_mebibytes() for name, row in rows.items()}
+    return {"step": timed(rows, rounds), "saved": saved}
 
 
 def growth(toolkit: Any, bed: Bed, out: Path) -> dict[str, Any]:
     """CPU seconds of quantization after training for networks of several depths."""
     calibration, seconds = bed.calibration()[:2], {}
-    for blocks in (DEPTHS[0], *DEPTHS):  # the first twice: what runs once is warm then
-        folder = out / f"{blocks}"
-        folder.mkdir(exist_ok=True)
+    for turn, blocks in enumerate((DEPTHS[0], *DEPTHS)):  # the first one warms up
+        folder = out / f"{turn}"
+        folder.mkdir()
         started = time.process_time()
         toolkit.ptq(student(blocks), calibration, folder)
         seconds[blocks] = time.process_time() - started
@@ -178,7 +160,8 @@ def main() -> None:
     torch.manual_seed(options.seed)
     warnings.simplefilter("ignore")  # those of other projects
     bed, out = Bed(options.bed), options.out
-    out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
     with contextlib.redirect_stdout(sys.stderr):
         toolkit = importlib.import_module(f"benchmarks.peers.{options.toolkit}")
         tasks: dict[str, Callable[[], dict[str, Any]]] = {
