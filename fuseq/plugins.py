@@ -78,26 +78,31 @@ class Plugin:
         )
 
 
-def available(kind: Kind) -> dict[str, Plugin]:
-    """Everything registered of one kind, by name in alphabetical order; imports nothing.
+def available(kind: Kind, name: str | None = None) -> dict[str, Plugin]:
+    """What is registered of one kind, by name in alphabetical order; imports nothing.
+
+    Args:
+        kind: what to look for.
+        name: only those of this name: a package's metadata takes milliseconds to read.
 
     Raises:
         FuseqError: FQ010 if two distributions register one name.
     """
     found: dict[str, Plugin] = {}
-    for entry in importlib.metadata.entry_points(group=f"fuseq.{kind}"):
+    entries = importlib.metadata.entry_points(group=f"fuseq.{kind}")
+    for entry in entries if name is None else entries.select(name=name):
         owner = entry.dist
-        name, version = (owner.name, owner.version) if owner else ("?", "?")
+        distribution, version = (owner.name, owner.version) if owner else ("?", "?")
         value, extras = f"{entry.module}:{entry.attr}", tuple(entry.extras)
         missing = _missing(owner, extras) if owner and extras else ()
-        plugin = Plugin(kind, entry.name, value, name, version, extras, missing)
+        plugin = Plugin(kind, entry.name, value, distribution, version, extras, missing)
         other = found.setdefault(entry.name, plugin)
         if other is not plugin:
             raise FuseqError(
                 "FQ010",
                 f"two distributions register the {_ONE[kind]} '{entry.name}'",
-                where=f"{other.distribution} ({other.value}) and {name} ({entry.value})",
-                fix=f"uninstall {other.distribution} or {name}, or rename one",
+                where=f"{other.distribution} ({other.value}) and {distribution} ({entry.value})",
+                fix=f"uninstall {other.distribution} or {distribution}, or rename one",
             )
     return dict(sorted(found.items()))
 
@@ -129,9 +134,9 @@ def find(kind: Kind, name: str) -> Plugin:
     Raises:
         FuseqError: FQ007 with close names if there is none; FQ010.
     """
+    if name in (found := available(kind, name)):
+        return found[name]
     plugins = available(kind)
-    if name in plugins:
-        return plugins[name]
     raise FuseqError(
         "FQ007",
         f"unknown {_ONE[kind]} '{name}'",
