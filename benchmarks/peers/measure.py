@@ -134,7 +134,7 @@ def latency(bench: Bench, model: nn.Module, results: Results) -> Results:
             files[kind][form] = out / f"model.fp32.{kind}"
     for toolkit in TOOLKITS:
         result = results.get(toolkit.module, {}).get("ptq", {})
-        if "file" in result and toolkit.module != "ours_checked":
+        if "file" in result and toolkit.module not in ("ours_checked", "ours_aided"):
             file = Path(result["file"])
             files[file.suffix[1:]][toolkit.module] = file
     x = example.numpy()

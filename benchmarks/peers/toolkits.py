@@ -49,6 +49,7 @@ def _toolkit(label: str, module: str, environment: str, tasks: str) -> Toolkit:
 TOOLKITS = (
     _toolkit("fuseq", "ours", "", "ptq qat step growth fused"),
     _toolkit("fuseq, checks included", "ours_checked", "", "ptq growth"),
+    _toolkit("fuseq ptq", "ours_aided", "", "ptq"),
     _toolkit("fuseq, TFLite", "ours_tflite", "", "ptq qat growth"),
     _toolkit("torch.ao FX", "torch_ao", "", "ptq qat step growth fused"),
     _toolkit("torch.ao FX, `FakeQuantize`", "torch_ao_v0", "", "qat step"),
