@@ -15,34 +15,13 @@ from images import Planes
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import fuseq.qat
+import fuseq
 from fuseq.pass_spec import parse_backend
 from fuseq.program import Program
 from fuseq.qat import QatModel
 
-FLOAT_PASSES = "fuse-affine,equalize"
-"""Before training in integers. Batch norms have been recalibrated over training batches by then."""
-
 Evaluate = Callable[[Callable[[Planes], Planes]], Mapping[str, float]]
 Figures = dict[str, float]
-
-
-def fused(model: nn.Module, calibration: Sequence[Tensor]) -> Program:
-    """The network that QAT begins with, in float; its ``module`` can be trained on as long."""
-    program = fuseq.fuse(model, calibration[0], passes=FLOAT_PASSES, calibration=calibration)
-    program.module.requires_grad_(True)
-    return program
-
-
-def prepared(model: nn.Module, backend: str, calibration: Sequence[Tensor]) -> QatModel:
-    """The same network, to be trained in the integers of a backend, however that is spelled."""
-    return fuseq.qat.prepare(
-        model,
-        calibration[0],
-        target=backend.partition("{")[0],
-        calibration=calibration,
-        passes=FLOAT_PASSES,
-    )
 
 
 def deploy(

@@ -5,8 +5,8 @@ what it should make of it; the second image is as large as the first or a whole 
 larger.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ def crop(pair: Pair, size: int, rng: np.random.Generator) -> Pair:
 
 def crops(found: Iterable[Pair], count: int, size: int, rng: np.random.Generator) -> list[Pair]:
     """Keep one crop of each of the first ``count`` pairs: photographs are too large for memory."""
-    return [crop(pair, size, rng) for pair in islice(found, count)]
+    return [crop(pair, size, rng) for pair in itertools.islice(found, count)]
 
 
 def hold_out(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
@@ -110,6 +110,14 @@ def batches(
         low, high = (torch.from_numpy(images) for images in batch(pairs, count, size, rng))
         # The whole network follows the layout of its input, and this one trains faster.
         yield low.contiguous(memory_format=torch.channels_last), high
+
+
+def draws(
+    pairs: Sequence[Pair], count: int, size: int, seed: int
+) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """Yield `batches` without end: each training takes the next, and sees other patches."""
+    for number in itertools.count(seed):
+        yield batches(pairs, count, size, np.random.default_rng(number))
 
 
 def _turned(pair: Pair, rng: np.random.Generator) -> tuple[Planes, ...]:

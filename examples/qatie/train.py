@@ -9,7 +9,6 @@
 Concats and instance norms are trained as they ship: every value that a file has is an integer here.
 """
 
-import itertools
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -22,30 +21,20 @@ from torch import Tensor, nn
 sys.path.append(str(Path(__file__).parents[1] / "common"))  # what all examples share
 
 import model as task
-from deployment import deploy, fused, prepared, save
-from images import HELD_OUT, Pair, batches, crops, folder_pairs, hold_out, to_planes
+from deployment import deploy, save
+from images import HELD_OUT, Pair, crops, draws, folder_pairs, hold_out, to_planes
 from losses import enhancement_loss
 from quality import measure
-from training import Batches, joined, parallel, parser, say, train, train_in_stages
-
-from fuseq.qat import QatModel
+from training import joined, parallel, parser, say, train
+from tuning import train_in_integers, train_on
 
 PATCH = 64
-RATE, TUNING_RATE = 2e-3, 3e-4
+RATE = 2e-3
 
 
 def loss(network: nn.Module, phone: Tensor, camera: Tensor) -> Tensor:
     """Return what all trainings minimize."""
     return enhancement_loss(network(phone), camera)
-
-
-def quantization_aware(
-    model: nn.Module, backend: str, calibration: list[Tensor], drawn: Batches, steps: int
-) -> QatModel:
-    """Train a network in the integers of a backend."""
-    qat = prepared(model, backend, calibration)
-    train_in_stages(parallel(qat), drawn, loss, steps, TUNING_RATE)
-    return qat
 
 
 def photographs(options: Namespace, rng: np.random.Generator) -> list[Pair]:
@@ -73,30 +62,20 @@ def main() -> None:
         evaluate = lambda run: measure(run, held_out)  # noqa: E731
 
     with joined() as rank:
-        seeds = itertools.count(chosen.seed + 1_000 * rank)
-
-        def drawn() -> Batches:
-            """Other batches each time, and on each rank."""
-            return batches(found, chosen.batch, PATCH, np.random.default_rng(next(seeds)))
-
+        drawn = draws(found, chosen.batch, PATCH, chosen.seed + 1_000 * rank)
         model = task.QATIE(chosen.channels)
         if chosen.weights:
             model.load_state_dict(load_file(chosen.weights))
         else:
             say("training in float")
-            train(parallel(model), drawn(), loss, chosen.steps, RATE)
+            train(parallel(model), next(drawn), loss, chosen.steps, RATE)
         model.eval()
         if rank == 0:
             save(model, chosen.out / "weights.safetensors")
-        say("training on in float")
-        tuned = fused(model, calibration)
-        train(parallel(tuned.module), drawn(), loss, chosen.tuning_steps, TUNING_RATE)
-        trained = {}
-        for backend in chosen.backends:
-            say(f"training in the integers of {backend}")
-            trained[backend] = quantization_aware(
-                model, backend, calibration, drawn(), chosen.tuning_steps
-            )
+        tuned = train_on(model, calibration, next(drawn), loss, chosen.tuning_steps)
+        trained = train_in_integers(
+            model, calibration, drawn, lambda qat: (qat, loss), chosen.tuning_steps, chosen.backends
+        )
     if rank == 0:
         deploy(model, tuned, trained, calibration, evaluate, chosen.out)
 

@@ -10,7 +10,6 @@ at the bottleneck only: a decoder spreads its errors over the image. And the wei
 is learned, so that it pulls as hard as reconstruction does.
 """
 
-import itertools
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -23,11 +22,10 @@ from torch import Tensor, nn
 sys.path.append(str(Path(__file__).parents[1] / "common"))  # what all examples share
 
 import model as task
-from deployment import deploy, fused, prepared, save
-from images import HELD_OUT, Pair, batches, crops, folder_pairs, hold_out, to_planes
+from deployment import deploy, save
+from images import HELD_OUT, Pair, crops, draws, folder_pairs, hold_out, to_planes
 from quality import measure
 from training import (
-    Batches,
     Loss,
     joined,
     parallel,
@@ -35,8 +33,8 @@ from training import (
     recompute_statistics,
     say,
     train,
-    train_in_stages,
 )
+from tuning import train_in_integers, train_on
 
 from fuseq.qat import (
     Features,
@@ -48,17 +46,17 @@ from fuseq.qat import (
 )
 
 PATCH = 64
-RATE, TUNING_RATE = 2e-3, 3e-4
+RATE = 2e-3
 BOTTLENECK = "bottleneck"
 
 
-def restoration_loss(network: nn.Module, degraded: Tensor, clean: Tensor) -> Tensor:
+def reconstruction(network: nn.Module, degraded: Tensor, clean: Tensor) -> Tensor:
     """Return what training in float minimizes."""
     return charbonnier(network(degraded), clean)
 
 
-def distillation_loss(qat: QatModel) -> Loss:
-    """Create the loss of training in integers; call it before that begins."""
+def distilled(qat: QatModel) -> tuple[nn.Module, Loss]:
+    """Give what training in integers trains and minimizes; call it before that begins."""
     teacher, balance = SelfTeacher(qat, BOTTLENECK), LearnableReweighting()
 
     def loss(student: nn.Module, degraded: Tensor, clean: Tensor) -> Tensor:
@@ -67,18 +65,7 @@ def distillation_loss(qat: QatModel) -> Loss:
         balanced: Tensor = balance(charbonnier(restored, clean), distillation, value)
         return balanced
 
-    return loss
-
-
-def quantization_aware(
-    model: nn.Module, backend: str, calibration: list[Tensor], drawn: Batches, steps: int
-) -> QatModel:
-    """Train a network in the integers of a backend."""
-    qat = prepared(model, backend, calibration)
-    train_in_stages(
-        parallel(Features(qat, BOTTLENECK)), drawn, distillation_loss(qat), steps, TUNING_RATE
-    )
-    return qat
+    return Features(qat, BOTTLENECK), loss
 
 
 def images(options: Namespace, rng: np.random.Generator) -> list[Pair]:
@@ -105,35 +92,25 @@ def main() -> None:
         evaluate = lambda run: measure(run, held_out)  # noqa: E731
 
     with joined() as rank:
-        seeds = itertools.count(chosen.seed + 1_000 * rank)
-
-        def drawn() -> Batches:
-            """Other batches each time, and on each rank."""
-            return batches(found, chosen.batch, PATCH, np.random.default_rng(next(seeds)))
-
+        drawn = draws(found, chosen.batch, PATCH, chosen.seed + 1_000 * rank)
         model = task.QDR()
         if chosen.weights:
             model.load_state_dict(load_file(chosen.weights))
         else:
             say("training in float")
-            train(parallel(model), drawn(), restoration_loss, chosen.steps, RATE)
-            recompute_statistics(model, drawn())
+            train(parallel(model), next(drawn), reconstruction, chosen.steps, RATE)
+            recompute_statistics(model, next(drawn))
             # A batch of four mixes degradations otherwise than all images do.
             say("training in float, with the statistics of evaluation")
             steps, rate = chosen.steps // 3, RATE / 4
-            train(parallel(model), drawn(), restoration_loss, steps, rate, batch_statistics=False)
+            train(parallel(model), next(drawn), reconstruction, steps, rate, batch_statistics=False)
         model.eval()
         if rank == 0:
             save(model, chosen.out / "weights.safetensors")
-        say("training on in float")
-        tuned = fused(model, calibration)
-        train(parallel(tuned.module), drawn(), restoration_loss, chosen.tuning_steps, TUNING_RATE)
-        trained = {}
-        for backend in chosen.backends:
-            say(f"training in the integers of {backend}")
-            trained[backend] = quantization_aware(
-                model, backend, calibration, drawn(), chosen.tuning_steps
-            )
+        tuned = train_on(model, calibration, next(drawn), reconstruction, chosen.tuning_steps)
+        trained = train_in_integers(
+            model, calibration, drawn, distilled, chosen.tuning_steps, chosen.backends
+        )
     if rank == 0:
         deploy(model, tuned, trained, calibration, evaluate, chosen.out)
 

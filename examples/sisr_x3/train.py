@@ -13,7 +13,6 @@
    their grids after each step.
 """
 
-import itertools
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -30,11 +29,10 @@ from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parents[1] / "common"))  # what all examples share
 
-from deployment import deploy, fused, prepared, save
-from images import HELD_OUT, Pair, batches, crops, hold_out, to_planes
+from deployment import deploy, save
+from images import HELD_OUT, Pair, crops, draws, hold_out, to_planes
 from quality import measure
 from training import (
-    Batches,
     Loss,
     joined,
     parallel,
@@ -42,13 +40,13 @@ from training import (
     recompute_statistics,
     say,
     train,
-    train_in_stages,
 )
+from tuning import train_in_integers, train_on
 
-from fuseq.qat import FidelityLoss, QatModel
+from fuseq.qat import FidelityLoss
 
 PATCH, LOW_SIZE = 48, 64
-RATE, FIDELITY_RATE, TUNING_RATE = 2e-3, 5e-4, 3e-4
+RATE, FIDELITY_RATE = 2e-3, 5e-4
 
 
 def l1(network: nn.Module, low: Tensor, high: Tensor) -> Tensor:
@@ -66,20 +64,6 @@ def fidelity(teacher: nn.Module) -> Loss:
         return combined(network(low), high, taught)
 
     return loss
-
-
-def quantization_aware(
-    model: nn.Module,
-    backend: str,
-    calibration: list[Tensor],
-    drawn: Batches,
-    loss: Loss,
-    steps: int,
-) -> QatModel:
-    """Stage 3, in the integers of a backend."""
-    qat = prepared(model, backend, calibration)
-    train_in_stages(parallel(qat), drawn, loss, steps, TUNING_RATE)
-    return qat
 
 
 def pairs(options: Namespace, rng: np.random.Generator) -> list[Pair]:
@@ -105,35 +89,26 @@ def main() -> None:
         measured = lambda run: measure(run, held_out, shave=3)  # noqa: E731
 
     with joined() as rank:
-        seeds = itertools.count(chosen.seed + 1_000 * rank)
-
-        def drawn() -> Batches:
-            """Other batches each time, and on each rank."""
-            return batches(found, chosen.batch, PATCH, np.random.default_rng(next(seeds)))
-
+        drawn = draws(found, chosen.batch, PATCH, chosen.seed + 1_000 * rank)
         model = SuperResolution()
         if chosen.weights:
             model.load_state_dict(load_file(chosen.weights))
         else:
             say("stage 1")
             start_as_bilinear(model)
-            train(parallel(model), drawn(), l1, chosen.steps, RATE)
-            recompute_statistics(model, drawn())
+            train(parallel(model), next(drawn), l1, chosen.steps, RATE)
+            recompute_statistics(model, next(drawn))
             if rank == 0:
                 save(model, chosen.out / "weights.safetensors")
         say("stage 2")
         loss = fidelity(get_teacher())
-        train(parallel(model), drawn(), loss, chosen.fidelity_steps, FIDELITY_RATE)
-        recompute_statistics(model, drawn())
-        say("training on in float")
-        tuned = fused(model, calibration)
-        train(parallel(tuned.module), drawn(), loss, chosen.tuning_steps, TUNING_RATE)
-        trained = {}
-        for backend in chosen.backends:
-            say(f"stage 3, in the integers of {backend}")
-            trained[backend] = quantization_aware(
-                model, backend, calibration, drawn(), loss, chosen.tuning_steps
-            )
+        train(parallel(model), next(drawn), loss, chosen.fidelity_steps, FIDELITY_RATE)
+        recompute_statistics(model, next(drawn))
+        say("stage 3")
+        tuned = train_on(model, calibration, next(drawn), loss, chosen.tuning_steps)
+        trained = train_in_integers(
+            model, calibration, drawn, lambda qat: (qat, loss), chosen.tuning_steps, chosen.backends
+        )
     if rank == 0:
         save(model, chosen.out / "fidelity.safetensors")
         deploy(model, tuned, trained, calibration, measured, chosen.out)
