@@ -13,7 +13,8 @@ SHORT = ("--steps 5 --tuning-steps 5 --images 4 --batch 1").split()
 def run(script: str, out: Path, *options: str, ranks: int = 1) -> str:
     """What a script prints; with several ranks, torchrun runs it."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [*(launcher if ranks > 1 else []), str(EXAMPLES / script), "--out", str(out)]
+    started = [str(Path(__file__).with_name("few_images.py")), str(EXAMPLES / script)]
+    command = [*(launcher if ranks > 1 else []), *started, "--out", str(out)]
     done = subprocess.run(
         [sys.executable, *command, *SHORT, *options], capture_output=True, text=True, check=False
     )

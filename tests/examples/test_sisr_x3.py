@@ -187,7 +187,7 @@ def test_three_stages_by_two_ranks(tmp_path: Path) -> None:
 
 
 def test_three_stages_on_photographs(tmp_path: Path, div2k: Path) -> None:
-    for number in range(1, 36):
+    for number in range(1, 6):
         Image.fromarray(data.dead_leaves(number, 192)).save(
             div2k / "DIV2K_train_HR" / f"{number:04}.png"
         )
