@@ -7,7 +7,7 @@ calibration, which are fixed: there is nothing to freeze.
 
 The file holds float weights before a QuantizeLinear: packing them is marked as to do in ModelOpt.
 A signed grid after a ReLU is what TensorRT wants; ONNX Runtime computes such convolutions in float.
-There is no `fused`: ModelOpt leaves fusion to TensorRT.
+Batch norms and branches stay in it: to fold them is left to TensorRT.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ def qat(model: nn.Module, calibration: list[Tensor], out: Path) -> Prepared:
         freeze_all=lambda: None,
         deploy=lambda: _exported(module, calibration[0], out),
     )
+
+
+def fused(model: nn.Module, example: Tensor, out: Path) -> Path:
+    """What it leaves in a quantized file."""
+    return ptq(model, [example], out)
 
 
 def _quantized(model: nn.Module, calibration: list[Tensor]) -> nn.Module:

@@ -5,9 +5,8 @@ Of its presets "mixed" is taken: weights symmetric per channel, activations asym
 here. Its 7 bits for weights of the first layer, a remedy for processors without VNNI, are switched
 off. Ranges start at those of calibration and are parameters in training, with nothing to freeze.
 
-The file holds float weights before a QuantizeLinear, which runtimes fold. There is no `fused`: of
-five networks of tests/networks every branch and batch norm was in the file, between quantizers, and
-a network that is an nn.Sequential stops it (HookStorage is missing the required "forward").
+The file holds float weights before a QuantizeLinear, which runtimes fold. Batch norms and branches
+stay in it: to fold them is left to OpenVINO.
 
 The first run compiles a kernel with the C++ compiler of the machine, for longer than the minute
 that it is given by default.
@@ -43,6 +42,24 @@ def qat(model: nn.Module, calibration: list[Tensor], out: Path) -> Prepared:
         freeze_all=lambda: None,
         deploy=lambda: _exported(module, calibration[0], out),
     )
+
+
+class Whole(nn.Module):
+    """A network inside another module: NNCF puts its hooks into it, which stop an nn.Sequential."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the network."""
+        result: Tensor = self.network(x)
+        return result
+
+
+def fused(model: nn.Module, example: Tensor, out: Path) -> Path:
+    """What it leaves in a quantized file."""
+    return ptq(Whole(model), [example], out)
 
 
 def _quantized(model: nn.Module, calibration: list[Tensor]) -> nn.Module:
