@@ -35,6 +35,7 @@ from tests.shown_blocks import (
 
 README = ROOT / "README.md"
 MANUAL = sorted((ROOT / "docs").rglob("*.md"))
+EXAMPLES = sorted((ROOT / "examples").rglob("README.md"))
 PAGES = sorted(
     path
     for pattern in ("*.md", "docs/**/*.md", "examples/**/*.md", "changelog.d/README.md")
@@ -43,6 +44,7 @@ PAGES = sorted(
 SHOWS_WHAT_FAILS = ROOT / "docs" / "errors.md"
 """Its blocks are what an error is about, out of its surroundings: they are read, not run."""
 
+TRAINS = "minutes; tests of the example run it on a few images"
 ELSEWHERE = "a package that the tests have not"
 NOT_RUN = [
     ("README.md", "$ make demo", "makes an environment; its command is run"),
@@ -57,6 +59,15 @@ NOT_RUN = [
     ("docs/migrating/from-aimet.md", "from aimet_torch", ELSEWHERE),
     ("docs/migrating/from-onnx2tf-litert-torch.md", "$ onnx2tf", ELSEWHERE),
     ("docs/migrating/from-onnx2tf-litert-torch.md", "import litert_torch", ELSEWHERE),
+    ("examples/README.md", "$ make examples", TRAINS),
+    ("examples/README.md", "$ torchrun", TRAINS),
+    ("examples/qatie/README.md", "$ python examples/qatie/train.py --out build/qatie\n", TRAINS),
+    ("examples/qatie/README.md", "$ python examples/qatie/train.py --out build/dped", TRAINS),
+    ("examples/qdr/README.md", "$ python examples/qdr/train.py --out build/qdr\n", TRAINS),
+    ("examples/qdr/README.md", "$ python examples/qdr/train.py --out build/photographs", TRAINS),
+    ("examples/sisr_x3/README.md", "$ fuseq lower", "the README of the repository runs it"),
+    ("examples/sisr_x3/README.md", "$ python examples/sisr_x3/train.py", TRAINS),
+    ("examples/sisr_x3/README.md", "$ fuseq qat", TRAINS),
 ]
 """Page and beginning of each block that no test runs, and why."""
 
@@ -64,6 +75,7 @@ NOT_RUN = [
 FOLLOWED = [
     page for page in MANUAL if page != SHOWS_WHAT_FAILS and any(b.run for b in blocks(page))
 ]
+LOWERED = [page for page in EXAMPLES if any(b.run for b in blocks(page))]
 
 
 @pytest.mark.parametrize("page", FOLLOWED, ids=lambda page: page.stem)
@@ -83,10 +95,17 @@ def test_the_readme_runs(session: Session):  # noqa: F811
     session.follow(README)
 
 
+@pytest.mark.parametrize("page", LOWERED, ids=lambda page: page.parent.name)
+def test_the_examples_run(page: Path, session: Session):  # noqa: F811
+    """In a checkout."""
+    (session.directory / "examples").symlink_to(ROOT / "examples")
+    session.follow(page)
+
+
 def test_what_is_not_run_is_listed():
     marked = [
         (str(page.relative_to(ROOT)), block.text)
-        for page in [README, *MANUAL]
+        for page in [README, *MANUAL, *EXAMPLES]
         for block in blocks(page)
         if not block.run
     ]
@@ -99,7 +118,7 @@ def test_what_is_not_run_is_listed():
 def test_blocks_say_what_they_are():
     """Commands in a block without a language would never be run."""
     command = re.compile(r"^(\$ )?(fuseq|make|pip|python|torchrun) ", re.MULTILINE)
-    for page in [README, *MANUAL]:
+    for page in [README, *MANUAL, *EXAMPLES]:
         for block in blocks(page):
             assert block.language or not command.search(block.text), (page, block.line)
 
@@ -132,6 +151,21 @@ def test_commands_are_real(page: str, command: str):
     else:
         known = ("cat", "cp", "echo", "ls", "onnx2tf", "pip", "pytest", "python", "torchrun")
         assert program in known
+    if program in ("python", "torchrun"):
+        assert_options_of_example(arguments)
+    of_the_repository = [a for a in arguments if a.startswith(("examples/", "benchmarks/"))]
+    assert [a for a in of_the_repository if not (ROOT / a).exists()] == []
+
+
+def assert_options_of_example(arguments: list[str]) -> None:
+    """What follows the script of an example are its options or those that all of them have."""
+    scripts = [a for a in arguments if re.fullmatch(r"examples/.*\.py", a)]
+    if not scripts:
+        return
+    shared = ROOT / "examples" / "common" / "training.py"
+    sources = "".join(path.read_text() for path in (ROOT / scripts[0], shared))
+    given = [a for a in arguments[arguments.index(scripts[0]) :] if a.startswith("--")]
+    assert [option for option in given if f'"{option}"' not in sources] == []
 
 
 def assert_target_of_make(target: str) -> None:
