@@ -71,16 +71,17 @@ def machine() -> str:
 
 
 def versions() -> str:
-    """Ours, and the first line of each environment."""
+    """Ours, and of each environment the package that it is named after."""
     ours = ("fuseq", "torch", "onnxruntime", "ai-edge-litert")
     pinned = {
-        line.strip()
+        line.replace("==", " ")
         for file in LISTS.glob("*.txt")
         for line in file.read_text().splitlines()
-        if "==" in line and not line.startswith("#")
+        if file.stem.replace("_", "-") in line.partition("==")[0]
     }
-    others = sorted(line.replace("==", " ") for line in pinned)
-    return ", ".join([*(f"{name} {version(name)}" for name in ours), *others])
+    return ", ".join(
+        dict.fromkeys([*(f"{name} {version(name)}" for name in ours), *sorted(pinned)])
+    )
 
 
 def quality(kept: Results, bench: Bench) -> str:
