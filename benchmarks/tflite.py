@@ -1,17 +1,16 @@
 """TFLite files: operators, conversion, and latency under XNNPACK against other ways to make them.
 
-    python -m benchmarks.tflite [--peer PEER/bin/python] [--rounds 30] [--side 128]
+    python -m benchmarks.peers.install litert_torch onnx2tf
+    python -m benchmarks.tflite [--rounds 30] [--side 128]
 
-The x3 student (examples/sisr_x3) goes through fuseq and, if the Python of an environment with
-litert-torch and ai-edge-quantizer is given, through those. QATIE (examples/qatie) is written four
-times, all by our writer:
+The fused x3 student (examples/sisr_x3) and QATIE (examples/qatie) go through fuseq and, where they
+are installed, through litert-torch with AI Edge Quantizer and through onnx2tf. All start from the
+same module and the same eight images and end with an int8 file; "s" is the CPU time of that. Our
+writer makes two more files of QATIE, which show what its concats cost:
 
-    fuseq        parts that only a concat reads are written onto its grid, others requantized
-    edges        a requantize at each edge of a concat
+    edges        a requantize at each edge of a concat; fuseq writes parts that only a concat reads
+                 onto its grid
     merged       one scale for all that a concat reads, as converters from a float graph have
-    TF-style     the same, and each instance norm between two TRANSPOSE, its weight and bias a MUL
-                 and an ADD: a model of the file that litert-torch writes for this network (ten
-                 TRANSPOSE around five norms; the paper's own file has eleven), not that file
 
 Files are run in turn, in an order that moves on each round, by LiteRT with XNNPACK on one thread,
 and compared in CPU time: the ratio is the median over rounds of a run to the run of the same round,
@@ -21,7 +20,9 @@ with its 95 % interval. This machine is not a phone: the ratios are.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+import json
 import os
 import statistics
 import subprocess
@@ -29,10 +30,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 import fuseq
 from benchmarks import sr_student
-from benchmarks.peers.bed import Student
+from benchmarks.peers.toolkits import ROOT, TOOLKITS, Toolkit
 from benchmarks.qat_runs import fused_student
 from benchmarks.sr_student import say
 from fuseq import ops
@@ -50,10 +50,11 @@ from fuseq.backends.tflite.file import operators, unpacked
 from fuseq.latency import median_interval
 from fuseq.pass_spec import parse_passes
 from fuseq.program import Program
+from fuseq.quant.profile import Profile
 from fuseq.rewrite import Pipeline
 
-ROOT = Path(__file__).parents[1]
-
+OTHERS = ("litert_torch_route", "onnx2tf_route")
+COUNTED = ("TRANSPOSE", "QUANTIZE", "DEQUANTIZE")
 
 PROFILE = TfliteBackend.profile
 UNTIED = replace(PROFILE, tied_inputs=frozenset())
@@ -64,51 +65,33 @@ EDGES = replace(
 """With this no operator writes onto the grid of a concat."""
 
 
-class ChannelsFirstNorm(nn.Module):
-    """An instance norm as converters leave it that keep its channels in front.
+@dataclass(frozen=True)
+class File:
+    """An int8 file, and the CPU seconds from module to file."""
 
-    Stored channels last, the program's `(N, W, C, H)` lies as `(N, C, H, W)`.
-    """
-
-    def __init__(self, norm: nn.InstanceNorm2d) -> None:
-        super().__init__()
-        self.eps = norm.eps
-        self.weight = nn.Parameter(norm.weight.detach()[:, None].clone())
-        self.bias = nn.Parameter(norm.bias.detach()[:, None].clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalize `(N, C, H, W)`."""
-        x = x.permute(0, 3, 1, 2)
-        centered = x - x.mean((1, 3), keepdim=True)
-        variance = (centered * centered).mean((1, 3), keepdim=True)
-        normed = centered * torch.rsqrt(variance + self.eps)
-        return (normed * self.weight + self.bias).permute(0, 2, 3, 1)
+    path: Path
+    seconds: float
 
 
-def written(program: Program, backend: TfliteBackend, out: Path) -> tuple[Path, float]:
-    """An int8 file and the seconds that its translation takes."""
+def written(quantized: Callable[[], Program], out: Path) -> File:
+    """What our writer makes of a program, whose making counts too."""
     out.mkdir()
-    started = time.perf_counter()
-    backend.lower(program, out)
-    return out / "model.int8.tflite", time.perf_counter() - started
+    started = time.process_time()
+    TfliteBackend().lower(quantized(), out)
+    return File(out / "model.int8.tflite", time.process_time() - started)
 
 
-def through_peer(python: str, fused: Student, data: list[Tensor], out: Path) -> tuple[Path, float]:
-    """The student through litert-torch and ai-edge-quantizer."""
-    layers: list[Any] = [fused.stem, *fused.convs, fused.head]
-    arrays: dict[str, Any] = {"calibration": torch.cat(data).numpy()}
-    for index, layer in enumerate(layers):
-        arrays |= {f"weight{index}": layer.weight.detach().numpy()}
-        arrays |= {f"bias{index}": layer.bias.detach().numpy()}
-    np.savez(out / "weights.npz", **arrays)
-    script = str(ROOT / "benchmarks" / "litert_torch_route.py")
-    command = [python, script, str(out / "weights.npz"), str(out / "peer.tflite")]
+def through(toolkit: Toolkit, model: nn.Module, images: list[Tensor], out: Path) -> File:
+    """What a toolkit makes of a module, in its own environment."""
+    out.mkdir()
+    torch.export.save(torch.export.export(model.eval(), (images[0],)), out / "network.pt2")
+    np.save(out / "calibration.npy", torch.cat(images).numpy())
+    command = [toolkit.python, "-m", "benchmarks.peers.convert", toolkit.module, str(out)]
     # Its packages are not ours: what PYTHONPATH adds here must not reach it.
-    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    printed = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=out, env=own
-    ).stdout
-    return out / "peer.tflite", float(printed.split()[-1])
+    own = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=own).stdout
+    found = json.loads(printed)
+    return File(Path(found["file"]), found["seconds"])
 
 
 def latencies(files: Mapping[str, Path], rounds: int) -> dict[str, list[float]]:
@@ -133,21 +116,21 @@ def latencies(files: Mapping[str, Path], rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def rows(files: Mapping[str, Path], seconds: Mapping[str, float], rounds: int) -> list[str]:
+def rows(files: Mapping[str, File], rounds: int) -> list[str]:
     """Table lines; the first file is what the others are compared with."""
-    found = latencies(files, rounds)
+    found = latencies({name: file.path for name, file in files.items()}, rounds)
     base = found[next(iter(files))]
     lines = []
     for name, file in files.items():
         ratios = [a / b for a, b in zip(found[name], base, strict=True)]
         middle, low, high = statistics.median(ratios), *median_interval(ratios)
-        codes = Counter(operators(unpacked(file.read_bytes())))
+        codes = Counter(operators(unpacked(file.path.read_bytes())))
         cells = [
             name,
             str(codes.total()),
-            *(str(codes[code]) for code in ("TRANSPOSE", "QUANTIZE")),
-            f"{file.stat().st_size / 1000:.0f}",
-            f"{seconds[name]:.2f}" if name in seconds else "",
+            *(str(codes[code]) for code in COUNTED),
+            f"{file.path.stat().st_size / 1000:.0f}",
+            f"{file.seconds:.1f}",
             f"{1000 * statistics.median(found[name]):.1f}",
             f"{middle:.2f}",
             f"{low:.2f} to {high:.2f}",
@@ -156,48 +139,42 @@ def rows(files: Mapping[str, Path], seconds: Mapping[str, float], rounds: int) -
     return lines
 
 
-def student(out: Path, peer: str | None, side: int) -> tuple[dict[str, Path], dict[str, float]]:
-    """Files of the x3 student, and what their conversion took."""
-    images = [x[:, :, :side, :side] for x in frames(side)]
-    model = sr_student.example("model").get_model()
-    program = fuseq.quantize(
-        fuseq.fuse(fuseq.capture(model, images[0], dynamic=False)), target="tflite",
-        calibration=images,
-    )  # fmt: skip
-    files, seconds = {}, {}
-    files["fuseq"], seconds["fuseq"] = written(program, TfliteBackend(), out / "student")
-    if peer:
-        say("converting through litert-torch")
-        fused = fused_student(program)
-        route = through_peer(peer, fused, images, out)
-        files["litert-torch, ai-edge-quantizer"], seconds["litert-torch, ai-edge-quantizer"] = route
-    return files, seconds
+def student(out: Path, peers: Iterable[Toolkit], images: list[Tensor]) -> dict[str, File]:
+    """Files of the x3 student; all are given it fused."""
+    branches = sr_student.example("model").get_model()
+    model = fused_student(fuseq.fuse(fuseq.capture(branches, images[0], dynamic=False)))
+
+    def quantized() -> Program:
+        program = fuseq.capture(model, images[0], dynamic=False)
+        return fuseq.quantize(program, target="tflite", calibration=images)
+
+    files = {"fuseq": written(quantized, out / "student")}
+    for toolkit in peers:
+        say(f"x3 student, {toolkit.label}")
+        files[toolkit.label] = through(toolkit, model, images, out / f"student-{toolkit.label}")
+    return files
 
 
-def qatie(out: Path, side: int) -> dict[str, Path]:
+def qatie(out: Path, peers: Iterable[Toolkit], images: list[Tensor]) -> dict[str, File]:
     """Files of QATIE as different converters write them, the first as fuseq does."""
-    module = importlib.import_module("examples.qatie.model")
-    images, files = frames(side), {}
-    forms = {
-        "fuseq": (PROFILE, PROFILE),
-        "edges": (PROFILE, EDGES),
-        "merged": (UNTIED, PROFILE),
-        "TF-style": (UNTIED, PROFILE),
-    }
-    for name, (legalized, quantized) in forms.items():
-        say(f"QATIE, {name}")
-        model = module.get_model()
-        if name == "TF-style":
-            norms = [n for n, m in model.named_modules() if isinstance(m, nn.InstanceNorm2d)]
-            for path in norms:
-                model.set_submodule(path, ChannelsFirstNorm(model.get_submodule(path)))
+    model = importlib.import_module("examples.qatie.model").get_model()
+    forms = {"fuseq": (PROFILE, PROFILE), "edges": (PROFILE, EDGES), "merged": (UNTIED, PROFILE)}
+    files = {}
+
+    def quantized(legalized: Profile, ranged: Profile) -> Program:
         program = fuseq.capture(model, images[0], dynamic=False)
         program = Pipeline(parse_passes("fuse-affine,legalize", profile=legalized)).run(program)
         if legalized is UNTIED:
             requantize_tanh(program)
-        steps = parse_passes("quantize", profile=quantized, calibration=images)
-        program = Pipeline(steps).run(program)
-        files[f"QATIE, {name}"], _ = written(program, TfliteBackend(), out / name)
+        steps = parse_passes("quantize", profile=ranged, calibration=images)
+        return Pipeline(steps).run(program)
+
+    for form, profiles in forms.items():
+        say(name := f"QATIE, {form}")
+        files[name] = written(functools.partial(quantized, *profiles), out / name)
+    for toolkit in peers:
+        say(name := f"QATIE, {toolkit.label}")
+        files[name] = through(toolkit, model, images, out / name)
     return files
 
 
@@ -237,18 +214,18 @@ def import_seconds() -> float:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--peer", help="Python of an environment with litert-torch")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--side", type=int, default=128)
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
+    peers = [toolkit for toolkit in TOOLKITS if toolkit.module in OTHERS and toolkit.installed]
+    images = frames(options.side)
     print(f"Importing the backend after torch and fuseq: {import_seconds():.2f} s\n")
-    print("| file | operators | TRANSPOSE | QUANTIZE | kB | conversion s | ms | ratio | 95 % |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(f"| file | operators | {' | '.join(COUNTED)} | kB | s | ms | ratio | 95 % |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        files, seconds = student(Path(folder), arguments.peer, arguments.side)
-        print("\n".join(rows(files, seconds, arguments.rounds)))
-        print("\n".join(rows(qatie(Path(folder), arguments.side), {}, arguments.rounds)))
+        print("\n".join(rows(student(Path(folder), peers, images), options.rounds)))
+        print("\n".join(rows(qatie(Path(folder), peers, images), options.rounds)))
 
 
 if __name__ == "__main__":
