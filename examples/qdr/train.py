@@ -77,7 +77,8 @@ def images(options: Namespace, rng: np.random.Generator) -> list[Pair]:
 
 def main() -> None:
     """Read the command line, train, write the files, measure them."""
-    options = parser(__doc__.splitlines()[0], steps=1500, tuning_steps=150)
+    options = parser(__doc__.splitlines()[0], steps=6000, tuning_steps=400)
+    options.set_defaults(images=512)
     options.add_argument(
         "--data", nargs=2, type=Path, help="folder of degraded images, and of the clean ones"
     )
@@ -97,13 +98,14 @@ def main() -> None:
         if chosen.weights:
             model.load_state_dict(load_file(chosen.weights))
         else:
+            third = chosen.steps // 3
             say("training in float")
-            train(parallel(model), next(drawn), reconstruction, chosen.steps, RATE)
+            train(parallel(model), next(drawn), reconstruction, third, RATE)
             recompute_statistics(model, next(drawn))
             # A batch of four mixes degradations otherwise than all images do.
             say("training in float, with the statistics of evaluation")
-            steps, rate = chosen.steps // 3, RATE / 4
-            train(parallel(model), next(drawn), reconstruction, steps, rate, batch_statistics=False)
+            rest, rate = chosen.steps - third, RATE / 2
+            train(parallel(model), next(drawn), reconstruction, rest, rate, batch_statistics=False)
         model.eval()
         if rank == 0:
             save(model, chosen.out / "weights.safetensors")
