@@ -75,7 +75,7 @@ def pairs(options: Namespace, rng: np.random.Generator) -> list[Pair]:
 
 def main() -> None:
     """Read the command line, train, write the files, measure them."""
-    options = parser(__doc__.splitlines()[0], steps=3000, tuning_steps=150)
+    options = parser(__doc__.splitlines()[0], steps=2500, tuning_steps=150)
     options.add_argument("--fidelity-steps", type=int, default=100, help="of stage 2")
     options.add_argument("--data", type=Path, help="a folder laid out as DIV2K is")
     chosen = options.parse_args()
