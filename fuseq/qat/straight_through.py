@@ -175,6 +175,10 @@ class StraightThrough(Arithmetic):
         """`a * b`."""
         return self._pair("mul", a, grid_a, b, grid_b, output_grid)
 
+    def square(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """`x * x`."""
+        return self._unary("square", torch.square, x, grid, output_grid)
+
     def div(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """`a / b`."""
         return self._pair("div", a, grid_a, b, grid_b, output_grid)

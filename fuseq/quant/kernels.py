@@ -53,6 +53,14 @@ def _binary(name: str) -> Kernel:
     return kernel
 
 
+def _mul(runner: IntegerInterpreter, node: fx.Node, grid: Grid) -> Tensor:
+    first, second = node.args
+    if first is second:
+        x, _ = runner.operands(node)
+        return runner.arithmetic_of(node, grid).square(x.q, x.grid, grid)
+    return _binary("mul")(runner, node, grid)
+
+
 def _unary(name: str, **attributes: str) -> Kernel:
     """A kernel of one operand; `attributes` maps the arithmetic's parameters to node keywords."""
 
@@ -149,7 +157,7 @@ KERNELS: dict[str, Kernel] = {
     "instance_norm": _instance_norm,
     "add": _binary("add"),
     "sub": _binary("sub"),
-    "mul": _binary("mul"),
+    "mul": _mul,
     "div": _binary("div"),
     "matmul": _binary("matmul"),
     "relu": _unary("relu"),

@@ -69,6 +69,7 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "concat": lambda edge, a, b: torch.cat(
         (edge("concat", edge("mul", a * b)), edge("concat", b)), 1
     ),
+    "square": lambda edge, x: x * x,
     "sigmoid": lambda edge, x: torch.sigmoid(x),
     "tanh": lambda edge, x: torch.tanh(x),
     "avg_pool": lambda edge, x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),

@@ -68,7 +68,7 @@ def run(
 
     Args:
         code: key of `fuseq.backends.tflite.file.VERSIONS`.
-        operands: in the op's order.
+        operands: in the op's order; one that is given twice is one tensor.
         shape: of the result.
         grid: of the result.
         kernels: key of `RESOLVERS`.
@@ -80,14 +80,15 @@ def run(
         int32, float32 where the result has no grid.
     """
     file = File()
-    indices, inputs = [], {}
+    tensors, inputs = {}, {}
     for number, operand in enumerate(operands):
         name, array = f"x{number}", operand.array()
         if operand.constant:
-            indices.append(file.constant(name, array, operand.grid))
-            continue
-        inputs[name] = file.tensor(name, array.shape, str(array.dtype), operand.grid)
-        indices.append(inputs[name])
+            tensors[id(operand)] = file.constant(name, array, operand.grid)
+        elif id(operand) not in tensors:
+            inputs[name] = file.tensor(name, array.shape, str(array.dtype), operand.grid)
+            tensors[id(operand)] = inputs[name]
+    indices = [tensors[id(operand)] for operand in operands]
     y = file.tensor("y", shape, grid.dtype if grid else "float32", grid)
     file.op(code, indices, y, options, version, **fields)
     interpreter = Interpreter(

@@ -176,6 +176,24 @@ def test_products(broadcast: str, seed: int) -> None:
     _check_pair("MUL", XNNPACK.mul, random, grid_a, grid_b, output, broadcast)
 
 
+@SEEDS
+@pytest.mark.parametrize("relu", [0, 1])
+def test_squares(relu: int, seed: int) -> None:
+    """XNNPACK makes a table of the product of a value with itself."""
+    random = np.random.default_rng(seed)
+    for _ in range(20):
+        grid = any_grid(random, "int8")
+        product = grid_of(float(grid.scale) ** 2, 0)
+        output = near(random, product, 2.0**-15.9, 255.9)
+        q = every_integer(grid).reshape(1, 16, 16, 1)
+        x = Operand(q, grid)
+        theirs = run("MUL", [x, x], q.shape, output, options="Mul", fusedActivationFunction=relu)
+        ours = XNNPACK.square(q, grid, output)
+        if relu:
+            ours = ours.clamp(min=int(output.zero_point))
+        assert torch.equal(ours, theirs), (grid, output)
+
+
 def _pair_of_grids(random: np.random.Generator, low: float, high: float) -> tuple[Grid, Grid, Grid]:
     output = any_grid(random, "int8")
     low, high = (low, high) if random.random() < 0.5 else (0.2, 2.0)

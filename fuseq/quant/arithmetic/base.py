@@ -233,6 +233,10 @@ class Arithmetic(ABC):
         """`a * b`, broadcasting."""
         return self._on_reals(torch.mul, a, grid_a, b, grid_b, output_grid)
 
+    def square(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """`x * x`, for which a runtime may have another kernel than for a product of two values."""
+        return self.mul(x, grid, x, grid, output_grid)
+
     def div(self, a: Tensor, grid_a: Grid, b: Tensor, grid_b: Grid, output_grid: Grid) -> Tensor:
         """`a / b`, broadcasting; infinities saturate, 0 / 0 is undefined in every runtime."""
         return self._on_reals(torch.div, a, grid_a, b, grid_b, output_grid)

@@ -12,7 +12,7 @@ halves to even, `>>` rounds down, `clamp` is to the limits of the output type.
     requantize, leaky relu   clamp(((x - z_x) * m + 128 >> 8) + z_y),  m = rint(256 * s_x / s_y)
     mean of a map            clamp(rint(sum(x) * m + fixed)),  m = (s_x / s_y) * (1 / count)
                              fixed = z_y - count * z_x * m
-    tanh, sigmoid            clamp(rint(f(s_x * (x - z_x)) * (1 / s_y) + z_y)), a table
+    tanh, sigmoid, x * x     clamp(rint(f(s_x * (x - z_x)) * (1 / s_y) + z_y)), a table
     bilinear resize          four corners with 11-bit weights, halves up, see `_resized`
     softmax                  clamp(round(e * (1 / (sum(e) * s_y))) + z_y), halves away from zero,
                              e a table of exponentials, summed in order
@@ -104,6 +104,10 @@ class XnnPack(LiteRt):
             return _OWN.mul(a, grid_a, b, grid_b, output_grid)
         product = (a - grid_a.zero_point) * (b - grid_b.zero_point)
         return self.requantize_accumulator(product, (grid_a, grid_b), output_grid, axis=-1)
+
+    def square(self, x: Tensor, grid: Grid, output_grid: Grid) -> Tensor:
+        """MUL of a value with itself."""
+        return _table(x, grid, output_grid, torch.square)
 
     def mean(self, x: Tensor, grid: Grid, output_grid: Grid, dims: tuple[int, ...]) -> Tensor:
         """MEAN."""
