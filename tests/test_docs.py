@@ -234,6 +234,20 @@ def table_rows(page: str, heading: str) -> list[tuple[str, ...]]:
     return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines[2:]]
 
 
+def test_the_readme_quotes_the_comparison():
+    """Figures of its table, and of the sentences below it, are in the page that was measured."""
+    section = README.read_text().split("## Beside other toolkits")[1].split("\n## ")[0]
+    results = (ROOT / "benchmarks" / "peers" / "results.md").read_text()
+    for row in re.findall(r"^\| (.*) \|$", section, re.MULTILINE)[1:]:
+        toolkit, *cells = (cell.strip() for cell in row.split("|"))
+        theirs = "".join(re.findall(rf"^\| {re.escape(toolkit)} \|.*$", results, re.MULTILINE))
+        assert [cell for cell in cells[:-1] if cell not in theirs] == [], toolkit
+    sentences = section.split("\n- ", 1)[1]
+    figures = re.findall(r"\d+\.\d+", sentences)
+    assert len(figures) > 10
+    assert [figure for figure in figures if not re.search(rf"\b{figure}\b", results)] == []
+
+
 def test_the_vocabulary_is_complete():
     modules = {f"`nn.{kind.__name__}`": name for kind, name in ops.MODULES.items()}
     assert {row[1]: row[0].strip("`") for row in table_rows("vocabulary.md", "## Modules")} == (

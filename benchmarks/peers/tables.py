@@ -169,7 +169,8 @@ def structure(kept: Results) -> str:
         "Convolutions / batch norms that are left of networks with branches in evaluation "
         "([tests/networks](../../tests/networks/)), for a toolkit by itself: no class is taught "
         "to it, and no method of the network is called. In TFLite files the second figure counts "
-        "multiplications.\n",
+        "multiplications. Where it says *fails*, the toolkit raised an error, which the command "
+        "prints.\n",
         *_head("network", "as trained", *(LABELS[module] for module in able)),
     ]
     for network in NETWORKS:
