@@ -234,6 +234,17 @@ def table_rows(page: str, heading: str) -> list[tuple[str, ...]]:
     return [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines[2:]]
 
 
+def test_the_readme_quotes_the_examples():
+    section = README.read_text().split("## Three papers, end to end")[1].split("\n## ")[0]
+    figures = (ROOT / "examples" / "figures.md").read_text()
+    rows = re.findall(r"^\| (.*) \|$", section, re.MULTILINE)[1:]
+    assert len(rows) == 3
+    for row in rows:
+        system, *cells = (cell.strip() for cell in row.split("|"))
+        theirs = "".join(re.findall(rf"^\| {system} \| tflite \|.*$", figures, re.MULTILINE))
+        assert [cell for cell in cells if cell not in theirs] == [], system
+
+
 def test_the_readme_quotes_the_comparison():
     """Figures of its table, and of the sentences below it, are in the page that was measured."""
     section = README.read_text().split("## Beside other toolkits")[1].split("\n## ")[0]
