@@ -37,6 +37,7 @@ import fuseq
 import fuseq.qat
 from fuseq import plugins
 from fuseq.equivalence.interfaces import interface_of
+from fuseq.errors import FuseqError
 from fuseq.program import Program
 from fuseq.qat import QatModel
 from fuseq.quant.executor import execute
@@ -232,7 +233,13 @@ def main() -> None:
     for name in arguments.networks:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out"
-            found[name] = measured(name, arguments.outputs, out, target=arguments.target)
+            try:
+                found[name] = measured(name, arguments.outputs, out, target=arguments.target)
+            except FuseqError as error:
+                if error.code != "FQ501":
+                    raise
+                print(name, "is refused by this target", file=sys.stderr, flush=True)
+                continue
         print(name, found[name], file=sys.stderr, flush=True)
     integer = {name: parity for name, parity in found.items() if not parity.rounded}
     rounded = {name: parity for name, parity in found.items() if parity.rounded}
