@@ -132,6 +132,7 @@ def _activation(net: RandomNetwork, draw: random.Random, channels: int) -> Funct
         lambda x: torch.clamp(x, max=high),
         lambda x: F.leaky_relu(x, slope),
         lambda x: F.softmax(x, 1),
+        lambda x: x * x,
     ]  # fmt: skip
     if draw.random() < 0.05:
         layer = net.layer(nn.PReLU(draw.choice((1, channels))))
