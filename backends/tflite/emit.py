@@ -189,7 +189,7 @@ class _Emitter:
         if grid is None or ends is None:
             return self._written(node, name, output, grid)
         (activation,) = node.users
-        fused = _FUSED.get(bounds(activation), NO_ACTIVATION)
+        fused = _FUSED.get(_in_32_bits(bounds(activation), grid), NO_ACTIVATION)
         if fused != NO_ACTIVATION and ends == _ends_in_xnnpack(activation, grid):
             return self._written(node, name, output, grid, fused)
         whole = self.file.like(output, f"{node.name}.whole", stored_shape(shape))
@@ -288,6 +288,13 @@ class _Emitter:
     def _moved(self, index: int, name: str, grid: Grid) -> int:
         moved = self.file.tensor(name, self.file.shapes[index], grid.dtype, grid)
         return self.file.op("QUANTIZE", [index], moved, "Quantize")
+
+
+def _in_32_bits(interval: tuple[float, float], grid: Grid) -> tuple[float, float]:
+    """An interval without the ends that are too many steps away: LiteRT loads no such file."""
+    limit = (2**31 - 1) * float(grid.scale)
+    low, high = interval
+    return (low if -low < limit else -math.inf, high if high < limit else math.inf)
 
 
 def _ends_in_xnnpack(activation: fx.Node, grid: Grid) -> tuple[int, int]:

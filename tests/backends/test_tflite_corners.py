@@ -105,3 +105,19 @@ def test_an_image_as_deep_as_wide_is_turned_for_the_caller(tmp_path: Path) -> No
     )  # fmt: skip
     assert bundle.result is not None
     bundle.result.raise_for_status()
+
+
+def test_a_bound_of_more_steps_than_32_bits_hold(tmp_path: Path) -> None:
+    """LiteRT loads no RELU6 whose 6 overflows on the grid of the result."""
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 8, 8)
+    conv = nn.Conv2d(3, 4, 3)
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.mul_(1e-5)
+    bundle = fuseq.lower(
+        nn.Sequential(conv, nn.ReLU6()).eval(), x, backend=BACKEND(), out=tmp_path / "out",
+        calibration=[x], passes="fuse-affine,legalize,quantize{activation=int16}",
+    )  # fmt: skip
+    assert bundle.result is not None
+    bundle.result.raise_for_status()
