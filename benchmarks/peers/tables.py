@@ -30,7 +30,8 @@ same network, the x3 super-resolution student of [sr_student.py](../sr_student.p
 images to be measured on. It ran in [an environment of its own](environments/), by
 [a module each](.) that uses it as its documentation says: weights per channel, activations of 8
 bits. What ships is judged by one program: an ONNX file in ONNX Runtime, a TFLite file in LiteRT;
-where a toolkit writes no file for these runtimes, its own converted model or simulation.
+where a toolkit writes no file for these runtimes, its own converted model or simulation. It is one
+network: the intervals say nothing about others.
 
 {machine}. {versions}.
 """
