@@ -36,8 +36,6 @@ def qat(model: nn.Module, calibration: list[Tensor], out: Path) -> Prepared:
     simulation = _simulation(model, calibration)
     return Prepared(
         simulation.model.train(),
-        freeze_activations=lambda: None,
-        freeze_all=lambda: None,
         deploy=lambda: _exported(simulation, calibration[0], out),
     )
 

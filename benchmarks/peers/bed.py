@@ -37,15 +37,16 @@ class Prepared:
 
     Attributes:
         module: fake-quantized, in train mode, observing.
-        freeze_activations: stops the observers of activations.
-        freeze_all: stops those of weights too.
         deploy: gives what ships, from the network as trained.
+        freeze_activations: stops the observers of activations; nothing where ranges are learned
+            to the end, or fixed from the beginning.
+        freeze_all: stops those of weights too; likewise.
     """
 
     module: nn.Module
-    freeze_activations: Callable[[], None]
-    freeze_all: Callable[[], None]
     deploy: Callable[[], Deployed]
+    freeze_activations: Callable[[], None] = lambda: None
+    freeze_all: Callable[[], None] = lambda: None
 
 
 class Student(nn.Module):

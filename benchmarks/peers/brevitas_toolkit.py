@@ -65,8 +65,6 @@ def qat(model: nn.Module, calibration: list[Tensor], out: Path) -> Prepared:
     quantized = _quantized(model).train()
     return Prepared(
         quantized,
-        freeze_activations=lambda: None,
-        freeze_all=lambda: None,
         deploy=lambda: _written(copy.deepcopy(quantized).eval(), calibration[0], out),
     )
 

@@ -32,8 +32,6 @@ def qat(model: nn.Module, calibration: list[Tensor], out: Path) -> Prepared:
     module = _quantized(model, calibration).train()
     return Prepared(
         module,
-        freeze_activations=lambda: None,
-        freeze_all=lambda: None,
         deploy=lambda: _exported(module, calibration[0], out),
     )
 
