@@ -25,15 +25,7 @@ import model as task
 from deployment import deploy, save
 from images import HELD_OUT, Pair, crops, draws, folder_pairs, hold_out, to_planes
 from quality import measure
-from training import (
-    Loss,
-    joined,
-    parallel,
-    parser,
-    recompute_statistics,
-    say,
-    train,
-)
+from training import Loss, joined, parallel, parser, recompute_statistics, say, train
 from tuning import train_in_integers, train_on
 
 from fuseq.qat import (

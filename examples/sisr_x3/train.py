@@ -32,15 +32,7 @@ sys.path.append(str(Path(__file__).parents[1] / "common"))  # what all examples 
 from deployment import deploy, save
 from images import HELD_OUT, Pair, crops, draws, hold_out, to_planes
 from quality import measure
-from training import (
-    Loss,
-    joined,
-    parallel,
-    parser,
-    recompute_statistics,
-    say,
-    train,
-)
+from training import Loss, joined, parallel, parser, recompute_statistics, say, train
 from tuning import train_in_integers, train_on
 
 from fuseq.qat import FidelityLoss
